@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'UNSAID', 'PROFILES', 'METHOD_VALUES', 'PROTOCOL_VERSION', 'ConfigError', 'SubjectFields',
            'DataFields', 'BackboneFields', 'AdapterFields', 'TrainingFields', 'check_field', 'RunConfig',
-           'budget_steps', 'unsaid_table', 'make_config', 'config_hash', 'run_id', 'project_root', 'ReportPaths',
-           'report_paths', 'cache_dir']
+           'budget_steps', 'unsaid_table', 'make_config', 'theme_table', 'config_hash', 'run_id', 'project_root',
+           'ReportPaths', 'report_paths', 'cache_dir']
 
 # %% ../nbs/00_config.ipynb #04156875
 import hashlib
@@ -182,7 +182,7 @@ def budget_steps(cfg: RunConfig  # config of an adaptive method
                           f'in a run of {total} steps; widen the phase or train longer.')
     return dict(tinit=begin, tfinal=total - end, total_step=total)
 
-# %% ../nbs/00_config.ipynb #5b43cf3a
+# %% ../nbs/00_config.ipynb #11a4ea76
 UNSAID = dict(
     split_seed='a fixed seed is said, its value is not; 42',
     prompt='the question alone, the choice text as answer: how the dataset\'s releasers evaluate it',
@@ -194,7 +194,7 @@ UNSAID = dict(
     dropout='said for QLoRA (0.05), not for AdaLoRA (PEFT\'s default is 0); 0.05 for both',
     quantization='4-bit is said for QLoRA; for AdaLoRA it is inferred from the published percentages',
     double_quant='part of QLoRA\'s recipe, not mentioned; on',
-    compute_dtype='not said; bfloat16 where the processor has it',
+    compute_dtype='not said; bfloat16 on a GPU that has it, float32 on a CPU',
     adapter_dtype='PEFT\'s default for a 4-bit base',
     base_storage='a matter of speed: both hold the same values',
     delta_t='PEFT\'s default',
@@ -237,6 +237,16 @@ def make_config(profile: str = 'smoke',   # where values left out come from
     defaults = PROFILES[profile] | METHOD_VALUES.get((profile, method), {})
     given = {name: value for name, value in values.items() if value is not None}
     return RunConfig(profile=profile, method=method, **(defaults | given))
+
+# %% ../nbs/00_config.ipynb #626558a3
+def theme_table(cfg: RunConfig) -> str: # Markdown
+    "Every field of a config, a row a theme"
+    paper, rows = RunConfig(), []
+    for theme in (SubjectFields, DataFields, BackboneFields, AdapterFields, TrainingFields):
+        values = [(f.name, getattr(cfg, f.name)) for f in fields(theme)]
+        cells = [f'**{k} `{v}`**' if v != getattr(paper, k) else f'{k} `{v}`' for k, v in values if v != '']
+        rows.append(f"| {theme.__name__.removesuffix('Fields').lower()} | {', '.join(cells)} |")
+    return '\n'.join(['| theme | values |', '|---|---|', *rows])
 
 # %% ../nbs/00_config.ipynb #7d2d01a8
 PROTOCOL_VERSION = 1

@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make run` and `make test`. The package index is the only network they need.
+PYTHON = python3
+BIN = .venv/bin
+method = adalora
+ARGS =
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: .venv/.installed ## one recorded run in minutes; make run method=qlora ARGS="-p rank 8"
+	$(BIN)/papermill nbs/run.ipynb -p method $(method) $(ARGS)
+
+test: .venv/.installed ## every notebook, then every test across notebooks
+	$(BIN)/nbdev_test --do_print
+	$(BIN)/pytest tests
+
+lab: .venv/.installed ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+install: .venv/.installed ## the tested environment, in .venv
+
+# The stamp comes last, so that an install cut short is taken up again
+.venv/.installed: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("medpeft_study needs Python 3.11 or newer, and this is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean: ## remove the environment and what was built, never a record
+	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
+
+.PHONY: help run test lab install clean

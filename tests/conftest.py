@@ -1,0 +1,38 @@
+"Fixtures shared by the tests that cross notebooks: toy backbones, toy rows, everything on the CPU"
+import os
+from dataclasses import replace
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test needs the hub; a hidden call to it should fail, not wait
+
+import numpy as np
+import pytest
+
+from medpeft_study.adapters import attach, resolve_adapter
+from medpeft_study.backbones import load_backbone, resolve_backbone
+from medpeft_study.config import make_config, project_root
+from medpeft_study.prompts import Encoded
+
+
+@pytest.fixture(scope='session')
+def root(): return project_root()
+
+
+@pytest.fixture(scope='session')
+def toy_config():
+    "Method -> a config of ten optimizer steps on a toy backbone at dropout 0"
+    base = make_config('mini', backbone='toy-llama', device='cpu', rank=8, target_rank=2, dropout=0., train_rows=160, lr=2e-2, max_length=64)
+    return lambda method, **changes: resolve_adapter(resolve_backbone(replace(base, method=method, **changes)))
+
+
+@pytest.fixture(scope='session')
+def toy_rows():
+    "160 rows of random letters whose answer repeats the first three"
+    rng = np.random.default_rng(0)
+    questions = [rng.integers(60, 90, rng.integers(6, 30)).tolist() for _ in range(160)]
+    return [Encoded(f'row-{i}', q + q[:3] + [260], len(q), 0) for i, q in enumerate(questions)]
+
+
+@pytest.fixture
+def toy_model():
+    "Config -> a toy backbone with its adapter"
+    return lambda cfg: attach(load_backbone(cfg)[0], cfg)
