@@ -6,11 +6,11 @@
 __all__ = ['FEATURES', 'HPO_PACKAGE', 'HPO_MEMBER', 'HPO_SHA256', 'ROWS_A_DOMAIN', 'PHENOTYPE_DOMAINS', 'PHENOTYPE_REVISION',
            'PHENOTYPE_HASH', 'DATASETS', 'DataError', 'row_problem', 'check_items', 'fingerprint', 'make_items',
            'word_stems', 'content_words', 'stands_in', 'file_hash', 'package_member', 'Term', 'read_obo', 'Ontology',
-           'answerable', 'branch_of', 'surface', 'word_index', 'distractor_pool', 'pick_distractors', 'build_domain',
-           'place_answers', 'build_phenotype', 'phenotype_items', 'DatasetSpec', 'dataset_folder', 'resolve_data',
-           'hub_table', 'hub_commit', 'hub_rows', 'local_file', 'local_rows', 'check_columns', 'load_items',
-           'split_items', 'near_rows', 'duplicates_across', 'rule_accuracy', 'trivial_baselines', 'scored_splits',
-           'describe_data', 'baseline_table']
+           'answerable', 'tells_synonym', 'branch_of', 'surface', 'word_index', 'distractor_pool', 'pick_distractors',
+           'build_domain', 'place_answers', 'build_phenotype', 'phenotype_items', 'DatasetSpec', 'dataset_folder',
+           'resolve_data', 'hub_table', 'hub_commit', 'hub_rows', 'local_file', 'local_rows', 'check_columns',
+           'load_items', 'split_items', 'near_rows', 'duplicates_across', 'rule_accuracy', 'trivial_baselines',
+           'scored_splits', 'describe_data', 'baseline_table']
 
 # %% ../nbs/01_data.ipynb #21f696b3
 import errno
@@ -87,17 +87,17 @@ def make_items(tables: dict # domain -> list of checked rows; a row without item
     return Dataset.from_list([dict(item_id=str(row.get('item_id') or f'{domain}/{n}'), domain=domain, **{k: row[k] for k in _NEEDED})
                               for domain, rows in tables.items() for n, row in enumerate(rows)], features=FEATURES)
 
-# %% ../nbs/01_data.ipynb #bdecffc9
-_SUFFIXES = ('ations', 'ation', 'ities', 'ically', 'ments', 'ment', 'ness', 'ical', 'ions', 'ing', 'ion', 'ous', 'ies', 'ity',
-             'tic', 'sis', 'ial', 'ia', 'al', 'ic', 'ed', 'es', 'ly', 'ys', 's', 'y', 'e', 'a')
+# %% ../nbs/01_data.ipynb #c4ada34c
+_SUFFIXES = ('ations', 'ation', 'ities', 'ically', 'ments', 'ment', 'ness', 'ical', 'ions', 'ata', 'ing', 'ion', 'ous', 'ies', 'ity',
+             'ias', 'tic', 'sis', 'ses', 'ial', 'ia', 'al', 'ic', 'ed', 'es', 'ly', 'ys', 'as', 'ae', 'um', 'us', 's', 'y', 'e', 'a', 'i')
 _STOP_WORDS = frozenset('a an the of in on at to by for with without from and or nor as is are be been was were than that this which '
                         'where who whose its it their not no into within between during due'.split())
 
 
 @lru_cache(maxsize=None)
 def _stem(word):
-    "The word without its first fitting ending, if four letters remain"
-    return next((word[:-len(s)] for s in _SUFFIXES if word.endswith(s) and len(word) - len(s) >= 4), word)
+    "The word without its first fitting ending, if four letters remain (three before a plain s)"
+    return next((word[:-len(s)] for s in _SUFFIXES if word.endswith(s) and len(word) - len(s) >= (3 if s == 's' else 4)), word)
 
 
 def word_stems(text: str) -> list: # in order
@@ -223,7 +223,7 @@ class Ontology:
         "Whether two terms are the same, synonyms, or one a kind of the other"
         return a == b or a in self.above(b) or b in self.above(a) or not self.names[a].isdisjoint(self.names[b])
 
-# %% ../nbs/01_data.ipynb #ff12d0db
+# %% ../nbs/01_data.ipynb #a0547580
 ROWS_A_DOMAIN = 500
 PHENOTYPE_DOMAINS = dict(
     Blood='HP:0001871', Cardiovascular='HP:0001626', Digestive='HP:0025031', Eye='HP:0000478', Genitourinary='HP:0000119',
@@ -233,7 +233,12 @@ PHENOTYPE_DOMAINS = dict(
 
 def answerable(term: Term) -> bool:
     "Whether a term has a definition that does not name it"
-    return bool(term.definition) and not any(stands_in(name, term.definition) for name in (term.name, *term.synonyms))
+    return bool(term.definition) and not stands_in(term.name, term.definition)
+
+
+def tells_synonym(term: Term) -> bool:
+    "Whether a synonym of a term stands in its definition"
+    return any(stands_in(name, term.definition) for name in term.synonyms)
 
 
 def branch_of(hpo: Ontology, root: str) -> list: # sorted ids of the defined terms below the root
@@ -303,7 +308,7 @@ def pick_distractors(measures: np.ndarray, # pool x 5: `surface` of the candidat
     best = np.argmin((after ** 2).sum(1) + _FAR * (triples >= n_siblings).sum(1))
     return triples[best], after[best]
 
-# %% ../nbs/01_data.ipynb #9959f315
+# %% ../nbs/01_data.ipynb #285f4dcc
 def build_domain(hpo: Ontology,
                  domain: str,      # key of `PHENOTYPE_DOMAINS`
                  candidates: list  # ids of the answerable terms that no other domain has
@@ -313,10 +318,11 @@ def build_domain(hpo: Ontology,
     members, index, matched, others = set(branch), word_index(hpo, branch), [], []
     for id in sorted(candidates, key=lambda i: _draw(domain, i)):
         siblings, far, n = distractor_pool(hpo, id, members, index)
-        if len(siblings + far) >= 3: (matched if n >= 3 else others).append((n, id, siblings, far))
+        tells = tells_synonym(hpo.terms[id])
+        if len(siblings + far) >= 3: (matched if n >= 3 and not tells else others).append((tells, -n, id, siblings, far))
         if len(matched) == ROWS_A_DOMAIN: break
-    chosen = (matched + sorted(others, key=lambda row: -row[0]))[:ROWS_A_DOMAIN]
-    for _, id, siblings, far in chosen:
+    chosen = (matched + sorted(others, key=lambda row: row[:2]))[:ROWS_A_DOMAIN]
+    for *_, id, siblings, far in reversed(chosen): # the hardest first: the others pay them back
         term, pool = hpo.terms[id], siblings + far
         measures = np.array([surface(hpo.terms[c].name, term.definition) for c in pool])
         triple, excess = pick_distractors(measures, np.array(surface(term.name, term.definition)), len(siblings), excess)
@@ -346,9 +352,9 @@ def build_phenotype(hpo: Ontology) -> tuple: # 13 x 500 rows; share of the distr
     tables = {domain: place_answers(hpo, built[domain]) for domain in PHENOTYPE_DOMAINS}
     return make_items(tables), sum(n for rows in built.values() for _, n in rows.values()) / sum(3 * len(rows) for rows in built.values())
 
-# %% ../nbs/01_data.ipynb #82ebc8b5
-PHENOTYPE_REVISION = 'hp-2025-01-16/1' # release of the ontology / version of this builder
-PHENOTYPE_HASH = '770447e8014a7e8b'
+# %% ../nbs/01_data.ipynb #e4c90bd4
+PHENOTYPE_REVISION = 'hp-2025-01-16/2' # release of the ontology / version of this builder
+PHENOTYPE_HASH = 'cb1b96ba570bd9bf'
 
 # %% ../nbs/01_data.ipynb #bdd61286
 def _read_items(path): # None if it is not a readable dataset of the pinned content

@@ -25,8 +25,8 @@ def merge_parameters(given: dict) -> dict: # papermill's options, as its own par
              {name: _resolve_type(value) for name, value in given['parameters']}, dict(given['parameters_raw'])]
     return {name: value for part in parts for name, value in (part or {}).items()}
 
-# %% ../nbs/09_papermill.ipynb #f8c93c29
-def complete(given: dict): # papermill's options, changed in place; `ConfigError` if the run is refused
+# %% ../nbs/09_papermill.ipynb #33b49987
+def complete(given: dict): # papermill's options, changed in place; `ValueError` if the run is refused
     "Check the run and fill in the output path, for a notebook of this project"
     source, output = Path(given['notebook_path'] or '-').resolve(), given['output_path']
     try: root = project_root(source.parent)
@@ -45,12 +45,12 @@ def complete(given: dict): # papermill's options, changed in place; `ConfigError
             given.update(stdout_file=sys.stdout, progress_bar=given['progress_bar'] or False)
     if output != '-': os.environ['MEDPEFT_NOTEBOOK'] = str(Path(output).resolve())
 
-# %% ../nbs/09_papermill.ipynb #506e9f0e
+# %% ../nbs/09_papermill.ipynb #02c66571
 def _invoke(command, ctx, invoke=click.Command.invoke):
     "Invoke a command; papermill's with its options completed"
     if getattr(command.callback, '__module__', '') == 'papermill.cli':
         try: complete(ctx.params)
-        except ConfigError as e: raise click.UsageError(str(e)) from None
+        except ValueError as e: raise click.UsageError(str(e)) from None
     return invoke(command, ctx)
 
 click.Command.invoke = _invoke

@@ -132,7 +132,7 @@ def test_a_wrong_run_is_refused_in_seconds(project):
 @pytest.mark.parametrize('args, said', [
     ('-p method adalroa', 'adalroa'), ('-p backbone smolm', 'smolm'), ('-p rank 0', 'rank = 0'), ('-p lr -1e-4', 'lr = -0.0001'),
     ('-p method adalora -p target_rank 65', 'target_rank = 65'), ('-p method adalora -p budget_start 0.7', 'budget_start = 0.7'),
-    ('-r rank 8', "rank = '8'"), ("-y '{seed: -1}'", 'seed = -1'), ('mine.ipynb -p rank 0', 'rank = 0'), ('- -p prompt opne', 'opne'),
+    ('-r rank 8', "rank = '8'"), ('-b x', 'base64'), ("-y '{seed: -1}'", 'seed = -1'), ('mine.ipynb -p rank 0', 'rank = 0'), ('- -p prompt opne', 'opne'),
     ('nbs/../nbs/run.ipynb', 'source notebook')])
 def test_a_wrong_run_is_refused_in_one_sentence_before_anything_is_written(project, monkeypatch, args, said):
     monkeypatch.chdir(project)
