@@ -10,8 +10,9 @@ help: ## what there is to make
 run: .venv/.installed ## one recorded run in minutes; make run method=qlora ARGS="-p rank 8"
 	$(BIN)/papermill nbs/run.ipynb -p method $(method) $(ARGS)
 
+# nbdev_test runs notebooks side by side: a thread each, or they fight over the cores
 test: .venv/.installed ## every notebook, then every test across notebooks
-	$(BIN)/nbdev_test --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
 	$(BIN)/pytest tests
 
 lab: .venv/.installed ## the notebooks in JupyterLab
@@ -26,7 +27,10 @@ install: .venv/.installed ## the tested environment, in .venv
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+readme: .venv/.installed ## README.md from nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
 
-.PHONY: help run test lab install clean
+.PHONY: help run test lab install readme clean

@@ -30,7 +30,10 @@ from .config import ConfigError, RunConfig, cache_dir
 from .data import package_member
 from .prompts import byte_tokenizer
 
-# %% ../nbs/02_backbones.ipynb #0bbcb21b
+# %% ../nbs/02_backbones.ipynb #200fb95b
+logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # whoever imports it first, it warns about an optional package
+
+
 class BackboneError(RuntimeError):
     "A backbone that cannot be had here; the message is one sentence"
 
@@ -288,11 +291,10 @@ def load_tokenizer(cfg: RunConfig # resolved
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-# %% ../nbs/02_backbones.ipynb #648191c4
+# %% ../nbs/02_backbones.ipynb #05759c3f
 def load_backbone(cfg: RunConfig # resolved
                   ) -> tuple:    # (frozen model in eval mode, revision as found); `BackboneError` if it cannot be had
     "The backbone, ready for an adapter"
-    logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # it warns about an optional kernel package
     disable_progress_bar() # a bar a shard, left behind in every executed notebook
     folder, revision = (None, '') if cfg.weights == 'random' else resolve_files(cfg)
     config = architecture(cfg, folder)

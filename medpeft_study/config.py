@@ -215,10 +215,10 @@ def unsaid_table() -> str: # Markdown
     rows = (f'| `{name}` | `{getattr(cfg, name)}` | {why} |' for name, why in UNSAID.items())
     return '\n'.join(['| field | value | reason |', '|---|---|---|', *rows])
 
-# %% ../nbs/00_config.ipynb #4f07be86
+# %% ../nbs/00_config.ipynb #5c23b82d
 _EMBEDDED = dict(backbone='smollm2-135m', dataset='phenotype-qa')
 PROFILES = dict(
-    smoke=dict(_EMBEDDED, max_steps=12, eval_rows=64),
+    smoke=dict(_EMBEDDED, max_steps=12, eval_rows=64, micro_batch_size=2), # two rows at once keep it under 4 GiB
     mini=dict(_EMBEDDED),
     paper={})
 METHOD_VALUES = {('smoke', 'adalora'): dict(lr=5e-3)} # (profile, method) -> values that differ from the profile's

@@ -6,7 +6,7 @@
 __all__ = ['ALL', 'Tree', 'tree_inputs', 'branch_logprobs', 'item_trees', 'in_batches', 'score_trees', 'predict', 'prediction',
            'accuracy', 'token_loss', 'perplexity', 'metrics_table', 'scope_losses', 'reported_loss', 'evaluate']
 
-# %% ../nbs/05_evaluation.ipynb #8eb9a3fc
+# %% ../nbs/05_evaluation.ipynb #a594ab64
 import math
 from dataclasses import dataclass
 
@@ -14,13 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .adapters import method_spec, orthogonality_penalty
 from .backbones import supervised_logits
 from .config import RunConfig
 from .prompts import LETTERS, answer_text, collate, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
-from .training import micro_batches, task_loss
+from .training import task_loss
 
 # %% ../nbs/05_evaluation.ipynb #d3638528
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ def in_batches(trees: list, # of `Tree`
         batch.append(i)
     if batch: yield batch
 
-# %% ../nbs/05_evaluation.ipynb #d28c2814
-def score_trees(model: nn.Module, trees: list, pad_id: int, most: int = 4096) -> list: # `branch_logprobs` in the order of `trees`
+# %% ../nbs/05_evaluation.ipynb #7f0c31f9
+def score_trees(model: nn.Module, trees: list, pad_id: int, most: int = 2048) -> list: # `branch_logprobs` in the order of `trees`
     "Score any number of trees in batches of at most `most` tokens"
     scored = [None] * len(trees)
     for batch in in_batches(trees, most):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['task_loss', 'micro_batches', 'make_optimizer', 'TrainingError', 'backward_task', 'backward_penalty', 'train_step',
-           'train', 'check_allocation', 'average_train_loss', 'Progress']
+           'recompute_activations', 'train', 'check_allocation', 'average_train_loss', 'Progress']
 
-# %% ../nbs/04_training.ipynb #08038760
+# %% ../nbs/04_training.ipynb #24345b05
 import math
 import sys
+import warnings
 from typing import Callable, Optional
 
 import torch
@@ -108,7 +109,15 @@ def train_step(model: nn.Module,              # with an adapter
     optimizer.zero_grad()
     return dict(tokens=n, input_tokens=sum(len(r.input_ids) for r in rows), task_loss=task, penalty=penalty, grad_norm=norm)
 
-# %% ../nbs/04_training.ipynb #f4d1b751
+# %% ../nbs/04_training.ipynb #2757ca10
+def recompute_activations(model: nn.Module): # changed in place
+    "Trade time for memory"
+    with warnings.catch_warnings(): # transformers renames the call between the versions that are admitted
+        warnings.simplefilter('ignore', FutureWarning)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+    model.enable_input_require_grads()
+
+# %% ../nbs/04_training.ipynb #cafaf429
 def train(model: nn.Module,                   # with an adapter; trained in place
           rows: list,                         # `Encoded` rows of the training split
           cfg: RunConfig,                     # resolved
@@ -117,9 +126,7 @@ def train(model: nn.Module,                   # with an adapter; trained in plac
           ) -> list:                          # an entry a step; `TrainingError` if training or allocation went wrong
     "Train the adapter and check that what was asked for has happened"
     optimizer, scheduler = make_optimizer(model, cfg)
-    if cfg.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-        model.enable_input_require_grads()
+    if cfg.gradient_checkpointing: recompute_activations(model)
     model.train()
     batches = (b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch))
     weight = cfg.orth_weight if method_spec(cfg.method).adaptive else 0.
