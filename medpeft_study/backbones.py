@@ -240,7 +240,7 @@ def dequantize(model: nn.Module,   # with `Linear4bit` layers
         if hasattr(model, flag): delattr(model, flag)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
 
-# %% ../nbs/02_backbones.ipynb #ed163580
+# %% ../nbs/02_backbones.ipynb #a244e59d
 def random_backbone(config: PretrainedConfig, # architecture
                     cfg: RunConfig            # resolved: device, compute dtype, quantization
                     ) -> nn.Module:
@@ -257,6 +257,7 @@ def random_backbone(config: PretrainedConfig, # architecture
         for key, p in module.named_parameters(recurse=False): fill_random(key, p.data, config.initializer_range, generator)
         if id(module) in to_pack: model.set_submodule(name, quantize_nf4(module, dtype, cfg.double_quant))
     model.tie_weights()
+    if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
     return model
 
 
