@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import trl
+from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from medpeft_study.adapters import module_ranks, nonzero_ranks, orthogonality_penalty
 from medpeft_study.backbones import architecture, linears, meta_model
 from medpeft_study.config import make_config
-from medpeft_study.prompts import collate
+from medpeft_study.prompts import byte_tokenizer, collate
 from medpeft_study.training import train
 
 PAD = 259
@@ -80,12 +82,9 @@ def test_the_trainer_multiplies_the_penalty_by_the_accumulation_steps(toy_config
 
 
 def test_trl_drops_the_penalty(toy_config, toy_model, toy_rows, tmp_path):
-    trl = pytest.importorskip('trl', reason='trl is not a dependency of this project; with it installed this test compares its loss')
-    from datasets import Dataset
     args = trl.SFTConfig(output_dir=str(tmp_path), max_steps=1, learning_rate=0., max_grad_norm=0., report_to=[], use_cpu=True, save_strategy='no',
                          per_device_train_batch_size=16, disable_tqdm=True, dataset_kwargs=dict(skip_prepare_dataset=True), remove_unused_columns=False)
     seen, model = _Gradients(), toy_model(toy_config('adalora'))
-    from medpeft_study.prompts import byte_tokenizer
     data = Dataset.from_list([dict(input_ids=r.input_ids) for r in toy_rows[:16]])
     trl.SFTTrainer(model, args, train_dataset=data, processing_class=byte_tokenizer('llama3'), callbacks=[seen],
                    data_collator=lambda r: collate(toy_rows[:16], 'answer', PAD, 64)).train()
