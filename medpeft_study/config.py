@@ -21,11 +21,11 @@ from typing import Optional, Union, get_args, get_origin, get_type_hints
 class ConfigError(ValueError):
     "A configuration value that is unknown, malformed or contradicts another; the message is one sentence"
 
-# %% ../nbs/00_config.ipynb #46ad5b8a
+# %% ../nbs/00_config.ipynb #a2643200
 @dataclass(frozen=True, kw_only=True)
 class SubjectFields:
     "What is compared: method, backbone, dataset and the seed of one run"
-    profile: str = 'paper'            # where values left out come from: smoke, mini or paper
+    profile: str = 'paper'            # where values left out come from: smoke, mini, paper or a variant of it
     method: str = 'qlora'             # fine-tuning method, a key of `METHODS`
     backbone: str = 'llama3-8b'       # pretrained model: a key of `BACKBONES`, a hub id, or a local folder
     dataset: str = 'medical-textbook-qa'  # a key of `DATASETS`
@@ -215,13 +215,16 @@ def unsaid_table() -> str: # Markdown
     rows = (f'| `{name}` | `{getattr(cfg, name)}` | {why} |' for name, why in UNSAID.items())
     return '\n'.join(['| field | value | reason |', '|---|---|---|', *rows])
 
-# %% ../nbs/00_config.ipynb #5c23b82d
+# %% ../nbs/00_config.ipynb #8bf079f9
 _EMBEDDED = dict(backbone='smollm2-135m', dataset='phenotype-qa')
 PROFILES = dict(
     smoke=dict(_EMBEDDED, max_steps=12, eval_rows=64, micro_batch_size=2), # two rows at once keep it under 4 GiB
     mini=dict(_EMBEDDED),
     paper={})
-METHOD_VALUES = {('smoke', 'adalora'): dict(lr=5e-3)} # (profile, method) -> values that differ from the profile's
+PROFILES |= {'paper-padded': dict(loss_scope='padded'), 'paper-sequence': dict(loss_scope='sequence'),
+             'paper-unpruned': dict(allocator='never'), 'paper-peft-defaults': {}}
+METHOD_VALUES = { # (profile, method) -> values that differ from the profile's
+    ('smoke', 'adalora'): dict(lr=5e-3), ('paper-peft-defaults', 'adalora'): dict(alpha=8., dropout=0.)}
 
 # %% ../nbs/00_config.ipynb #25cb0d65
 def make_config(profile: str = 'smoke',   # where values left out come from

@@ -10,13 +10,14 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from medpeft_study.adapters import module_ranks, nonzero_ranks, orthogonality_penalty
 from medpeft_study.backbones import architecture, linears, meta_model
 from medpeft_study.config import make_config
 from medpeft_study.prompts import byte_tokenizer, collate
-from medpeft_study.training import train
+from medpeft_study.training import make_optimizer, train
 
 PAD = 259
 
@@ -45,17 +46,41 @@ def test_forward_adds_the_penalty_in_eval_mode_and_with_the_adapter_disabled(ada
     with adalora.disable_adapter(): torch.testing.assert_close(adalora(**batch).loss, task + penalty)
 
 
+def adapted_widths(cfg):
+    "Width of every A and B of a backbone's adapter, from its shapes alone"
+    return [w for name, m in linears(meta_model(architecture(cfg))) if name.split('.')[-1] in cfg.modules for w in (m.in_features, m.out_features)]
+
+
+def distance(p): return torch.linalg.matrix_norm(p @ p.T - torch.eye(len(p)))
+
+
 @pytest.mark.parametrize('backbone, nats', [('llama3-8b', 6.1), ('qwen2-7b', 7.3), ('smollm2-135m', 2.9)])
 def test_size_of_the_penalty_at_the_start(adalora, backbone, nats):
     start = torch.cat([p.flatten() for n, p in adalora.named_parameters() if '.lora_A.' in n or '.lora_B.' in n])
     assert start.std().item() == pytest.approx(0.02, rel=0.02) # PEFT's initialisation, sampled below at the real shapes
     cfg, generator = make_config('paper', 'adalora', backbone=backbone), torch.Generator().manual_seed(0)
-    norm = {}
-    widths = [w for name, m in linears(meta_model(architecture(cfg))) if name.split('.')[-1] in cfg.modules for w in (m.in_features, m.out_features)]
-    for width in set(widths):
-        p = torch.normal(0., 0.02, (cfg.rank, width), generator=generator)
-        norm[width] = torch.linalg.matrix_norm(p @ p.T - torch.eye(cfg.rank)).item()
+    widths = adapted_widths(cfg)
+    norm = {w: distance(torch.normal(0., 0.02, (cfg.rank, w), generator=generator)).item() for w in set(widths)}
     assert cfg.orth_weight * sum(norm[w] for w in widths) / len(widths) == pytest.approx(nats, abs=0.1)
+
+
+@pytest.mark.parametrize('backbone, mean, end', [('llama3-8b', 0.775, 0.000), ('qwen2-7b', 1.130, 0.000), ('smollm2-135m', 0.886, 0.283)])
+def test_course_of_the_penalty_when_nothing_else_drives_the_adapter(backbone, mean, end):
+    "Matrices of one width go one way, so one of each stands for all; the paper's optimizer and steps"
+    cfg, generator = make_config('paper', 'adalora', backbone=backbone), torch.Generator().manual_seed(0)
+    widths = adapted_widths(cfg)
+    params = {w: nn.Parameter(torch.normal(0., 0.02, (cfg.rank, w), generator=generator)) for w in set(widths)}
+    optimizer, scheduler = make_optimizer(nn.ParameterList(params.values()), cfg)
+    course = []
+    for _ in range(cfg.total_steps):
+        norm = {w: distance(p) for w, p in params.items()}
+        course.append(cfg.orth_weight * sum(norm[w].item() for w in widths) / len(widths))
+        (cfg.orth_weight / len(widths) * sum(norm.values())).backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    assert sum(course) / len(course) == pytest.approx(mean, rel=0.05)
+    assert course[-1] == pytest.approx(end, abs=0.02)
 
 
 class _Gradients(TrainerCallback):
