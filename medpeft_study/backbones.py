@@ -8,7 +8,7 @@ __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'backbone_spec', 'resol
            'quantize_nf4', 'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer',
            'load_backbone', 'pretrained_backbone', 'supervised_logits', 'check_head']
 
-# %% ../nbs/02_backbones.ipynb #fab21cf8
+# %% ../nbs/02_backbones.ipynb #68b0c623
 import logging
 import os
 import shutil
@@ -20,7 +20,7 @@ from typing import Optional
 import psutil
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
@@ -163,7 +163,7 @@ def check_disk(path: Path, n_bytes: float): # `BackboneError` if less is free
     if free < n_bytes:
         raise BackboneError(f'Too little disk in {parent}: {n_bytes / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; set MEDPEFT_CACHE to a larger disk.')
 
-# %% ../nbs/02_backbones.ipynb #5bef00c7
+# %% ../nbs/02_backbones.ipynb #ce580e3f
 _HUB_FILES = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
 
 
@@ -185,10 +185,10 @@ def hub_folder(id: str, revision: str) -> tuple: # (folder, commit); `BackboneEr
             raise BackboneError(f'{id} has no safetensors files, and pickled weights are never loaded.')
         check_disk(cache_dir(), sum(f.size or 0 for f in info.siblings if f.rfilename.endswith('.safetensors')))
         return Path(snapshot_download(id, revision=info.sha, allow_patterns=_HUB_FILES)), info.sha
-    except (HfHubHTTPError, HFValidationError) as e: raise BackboneError(hub_problem(id, revision, e)) from e
-    except (OSError, LocalEntryNotFoundError): pass # no network: what the cache holds will do
+    except (HfHubHTTPError, HFValidationError) as e: raise BackboneError(hub_problem(id, revision, e)) from None
+    except (OSError, HTTPError): pass # no network: what the cache holds will do
     try: folder = Path(snapshot_download(id, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError) as e: raise BackboneError(hub_problem(id, revision, e)) from e
+    except (OSError, LocalEntryNotFoundError) as e: raise BackboneError(hub_problem(id, revision, e)) from None
     return folder, folder.name
 
 # %% ../nbs/02_backbones.ipynb #f4bb9a5d
