@@ -8,12 +8,12 @@ __all__ = ['CHOICES', 'RANGES', 'UNSAID', 'PROFILES', 'METHOD_VALUES', 'PROTOCOL
            'budget_steps', 'unsaid_table', 'make_config', 'theme_table', 'config_hash', 'run_id', 'project_root',
            'ReportPaths', 'report_paths', 'cache_dir']
 
-# %% ../nbs/00_config.ipynb #04156875
+# %% ../nbs/00_config.ipynb #5c2ebe6d
 import hashlib
 import json
 import operator
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Optional, Union, get_args, get_origin, get_type_hints
 

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA_VERSION', 'SCHEMAS', 'PACKAGES', 'RecordError', 'whole_file', 'validate_record', 'write_record', 'read_record',
            'provenance', 'device_name', 'peak_memory', 'Recorder', 'is_complete']
 
-# %% ../nbs/06_records.ipynb #3f35cc94
+# %% ../nbs/06_records.ipynb #b884c59a
 import importlib.metadata
 import json
 import os
@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
 
 import jsonschema
 import matplotlib.pyplot as plt

@@ -6,11 +6,11 @@
 __all__ = ['STUDIES', 'app', 'resolve', 'run_config', 'run_name', 'notebook_parameters', 'finished_note', 'StudySpec',
            'papermill_args', 'command', 'run', 'study']
 
-# %% ../nbs/08_study.ipynb #173c63d1
+# %% ../nbs/08_study.ipynb #6a31729f
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated
 
