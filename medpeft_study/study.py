@@ -58,7 +58,7 @@ def finished_note(params: dict # of run.ipynb
     from medpeft_study.reporting import summary # takes a second, and is rarely needed here
     return f'{path.stem} is complete, its record is {path}; to run it again add -p force True.\n{summary(read_record(path))}'
 
-# %% ../nbs/08_study.ipynb #4dddee71
+# %% ../nbs/08_study.ipynb #ba2e13f6
 @dataclass(frozen=True)
 class StudySpec:
     "A named set of runs: the product of the values of each grid"
@@ -72,10 +72,12 @@ class StudySpec:
 
 
 _METHODS = ('qlora', 'adalora')
+_MINI = dict(profile='mini', micro_batch_size=16) # a small model on a GPU: one forward pass a step
 STUDIES = {
     'smoke': StudySpec('the first minutes of the protocol, on a laptop', dict(profile='smoke'), dict(method=_METHODS)),
-    'mini': StudySpec('the paper\'s protocol on the embedded model and data', dict(profile='mini'),
+    'mini': StudySpec('the paper\'s protocol on the embedded model and data', _MINI,
                       dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS)),
+    'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, dict(method=('adalora',), lr=(2e-3,), seed=range(3))),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS))}
 
 # %% ../nbs/08_study.ipynb #dd515374
