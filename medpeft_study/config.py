@@ -282,16 +282,16 @@ def project_root(start: Optional[Path] = None # folder to search upward from; No
             if settings.is_file() and 'lib_name = medpeft_study' in settings.read_text(): return folder
     raise FileNotFoundError(f'No settings.ini of medpeft_study in {start or Path.cwd()} or above it: run this inside a clone of the project.')
 
-# %% ../nbs/00_config.ipynb #99e7cbd9
+# %% ../nbs/00_config.ipynb #9936e928
 @dataclass(frozen=True)
 class ReportPaths:
     "The folders of one set of runs: the committed ones of named studies, or a user's own"
-    base: Path # parent of records, predictions and figures
-    runs: Path # executed notebooks, never committed
+    base: Path # parent of records and predictions
+    runs: Path # executed notebooks and their figures, never committed
 
     def record(self, run_id: str) -> Path: return self.base / 'records' / f'{run_id}.json'
     def predictions(self, run_id: str) -> Path: return self.base / 'predictions' / f'{run_id}.parquet'
-    def figure(self, run_id: str) -> Path: return self.base / 'figures' / f'{run_id}.png'
+    def figure(self, run_id: str) -> Path: return self.runs / f'{run_id}.png'
     def notebook(self, run_id: str) -> Path: return self.runs / f'{run_id}.ipynb'
 
 

@@ -377,7 +377,7 @@ def phenotype_items() -> Dataset: # 6,500 rows; `DataError` if the ontology cann
         os.replace(Path(tmp) / 'built.parquet', path)
     return items
 
-# %% ../nbs/01_data.ipynb #0e133c99
+# %% ../nbs/01_data.ipynb #e161eb32
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     "A dataset of multiple-choice questions"
@@ -389,8 +389,9 @@ class DatasetSpec:
     split: str = 'test'               # the hub split that holds the rows
     build: Optional[Callable] = None  # function without arguments that returns all rows; None if it comes from the hub
     source: str = ''                  # of a built one: what it is built from
+    title: str = ''                   # as printed in tables and figures; '' for its name
 
-# %% ../nbs/01_data.ipynb #4dc65048
+# %% ../nbs/01_data.ipynb #1ac1f5cb
 DATASETS = {
     'medical-textbook-qa': DatasetSpec(
         hub_id='winder-hybrids/MedicalTextbook_QA', revision='main',
@@ -398,12 +399,12 @@ DATASETS = {
                  'Immunology_Janeway', 'Neurology_Adams', 'Obstentrics_Williams', 'Pathology_Robbins', 'Pediatrics_Nelson',
                  'Pharmacology_Katzung', 'Physiology_Levy', 'Psichiatry_DSM-5'),
         licence='see its hub page; no row of it is redistributed here',
-        citation='winder-hybrids, MedicalTextbook_QA, Hugging Face Hub'),
+        citation='winder-hybrids, MedicalTextbook_QA, Hugging Face Hub', title='MedicalTextbook_QA'),
     'phenotype-qa': DatasetSpec(
         build=phenotype_items, revision=PHENOTYPE_REVISION, configs=tuple(PHENOTYPE_DOMAINS),
         licence='Human Phenotype Ontology licence (https://hpo.jax.org/app/license): cite it, show the release, leave its content unaltered',
         citation='Human Phenotype Ontology, release 2025-01-16, https://hpo.jax.org',
-        source=f'{HPO_PACKAGE}:{HPO_MEMBER} sha256 {HPO_SHA256}')}
+        source=f'{HPO_PACKAGE}:{HPO_MEMBER} sha256 {HPO_SHA256}', title='PhenotypeQA')}
 
 # %% ../nbs/01_data.ipynb #544f2ad2
 def dataset_folder(cfg: RunConfig) -> Path: # of `dataset_path`; a relative one starts at the project root

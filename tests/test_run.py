@@ -43,7 +43,7 @@ def test_the_run_leaves_record_predictions_figure_and_notebook(finished):
     assert len(record['history']) == 4 and record['data']['rows'] == dict(train=5000, validation=500, test=1000)
     predictions = pd.read_parquet(reports / 'local' / 'predictions' / f'{id}.parquet')
     assert len(predictions) == 2 * 12 and set(predictions.split) == {'validation'} # the held-out rows stay locked
-    assert (reports / 'local' / 'figures' / f'{id}.png').stat().st_size > 5000
+    assert (reports / 'runs' / f'{id}.png').stat().st_size > 5000
     assert (reports / 'runs' / f'{id}.ipynb').is_file()
     for word in ('validation loss', 'accuracy', 'trainable parameters', f'{id}.json', f'{id}.png', f'{id}.ipynb', 'step    4/4'): assert word in printed, printed
 
