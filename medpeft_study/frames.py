@@ -6,7 +6,7 @@
 __all__ = ['SETTING', 'ARM', 'records_base', 'load_records', 'load_predictions', 'said', 'title', 'setting_name', 'arm_name',
            'order', 'run_row', 'runs_frame', 'scores_frame', 'history_frame', 'rank_frame', 'disagreements']
 
-# %% ../nbs/07b_frames.ipynb #99acd74d
+# %% ../nbs/07b_frames.ipynb #3d0a1c68
 from dataclasses import fields
 from pathlib import Path
 from typing import Optional
@@ -19,7 +19,7 @@ from .config import AdapterFields, BackboneFields, DataFields, RunConfig, Traini
 from .data import DATASETS
 from .evaluation import ALL
 from .records import RecordError, read_record
-from .reporting import metric_value
+from .reporting import metric_value, peak_gib
 
 # %% ../nbs/07b_frames.ipynb #68d5e88f
 def records_base() -> Path: # holds records, predictions, tables, figures
@@ -91,7 +91,7 @@ def order(config: dict # of a record
     return (config['max_steps'] is not None, place(DATASETS, config['dataset']), place(BACKBONES, config['backbone']), len(setting), setting,
             arm.count(','), place(METHODS, config['method']), arm, config['seed'])
 
-# %% ../nbs/07b_frames.ipynb #ea054237
+# %% ../nbs/07b_frames.ipynb #72956d39
 _SCORES = dict(loss=('loss', 'answer'), perplexity=('perplexity', 'answer'), reported_loss=('reported_loss', 'answer'),
                text=('accuracy', 'text'), text_norm=('accuracy', 'text_norm'), letter=('accuracy', 'letter'))
 
@@ -104,12 +104,12 @@ def run_row(record: dict # complete
                **{k: config[k] for k in ('backbone', 'dataset', 'method', 'prompt', 'seed', 'lr', 'rank', 'epochs', 'max_steps', 'weights')},
                steps=len(record['history']), train_loss=record['model']['train_loss'], loss_before=metric_value(record, 'loss', 'before')['value'])
     for name, (metric, protocol) in _SCORES.items(): row[name] = metric_value(record, metric, 'after', protocol)['value']
-    ranks, memory = list(record['ranks'].values()), resources['peak_memory']
+    ranks = list(record['ranks'].values())
     return row | dict(
         total=parameters['total'], packed=parameters['packed'], trainable=parameters['trainable'], effective=parameters['effective'],
         mean_rank=sum(ranks) / len(ranks), device=resources['device'], seconds=resources['seconds']['total'],
         training_seconds=resources['seconds']['training'], tokens_per_second=resources['tokens_per_second'],
-        memory=memory.get('gpu_reserved', memory['host']) / 2 ** 30, energy=resources.get('energy'))
+        memory=peak_gib(record), energy=resources.get('energy'))
 
 # %% ../nbs/07b_frames.ipynb #1a30700c
 def runs_frame(records: list   # of `load_records`
