@@ -27,10 +27,19 @@ install: .venv/.installed ## the tested environment, in .venv
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# reports/ first, then the pages that show it; what a record says is changed nowhere else
+report: .venv/.installed ## tables, figures, claims and their pages, from the records alone
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/claims.ipynb nbs/index.ipynb
+	$(BIN)/nbdev_clean
+	$(MAKE) readme
+
 readme: .venv/.installed ## README.md from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+	$(BIN)/python -m medpeft_study.site readme
+
+docs: .venv/.installed ## the site in _docs, with Quarto or with smalldocs
+	$(BIN)/python -m medpeft_study.site build
 
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
 
-.PHONY: help run test lab install readme clean
+.PHONY: help run test lab install report readme docs clean

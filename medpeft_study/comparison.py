@@ -6,8 +6,9 @@
 __all__ = ['SMALLEST', 'QUANTITIES', 'reading', 'mcnemar', 'item_scores', 'crossed_bootstrap', 'by_seed', 'compare', 'arms',
            'comparison_frame', 'mcnemar_frame', 'in_words', 'numbers']
 
-# %% ../nbs/07c_comparison.ipynb #6e75c54a
+# %% ../nbs/07c_comparison.ipynb #eebf4205
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -53,23 +54,28 @@ def item_scores(run_ids: list,              # the seeds of an arm
     if len(set(ids)) > 1: raise ValueError(f'{", ".join(run_ids)} were not scored on the same items.')
     return ids[0], np.array(sums, float), np.array(weights, float)
 
-# %% ../nbs/07c_comparison.ipynb #9d001a61
+# %% ../nbs/07c_comparison.ipynb #c215db93
+@lru_cache(maxsize=4) # the same draws for every comparison: drawing them takes longer than using them
+def _draws(items: int, seeds: int, draws: int, seed: int) -> tuple: # counts [draws, items] and [draws, seeds]
+    rng, even = np.random.default_rng(seed), lambda n: np.full(n, 1 / n)
+    return rng.multinomial(items, even(items), draws).astype(float), rng.multinomial(seeds, even(seeds), draws).astype(float)
+
+
 def crossed_bootstrap(values: np.ndarray,  # [seeds]: the difference by the records
                       first: tuple,        # sums and weights of the first arm, each [seeds, items]
                       second: tuple,       # of the second
                       draws: int = 4000, seed: int = 0
                       ) -> tuple:          # low and high of the 95 % interval of the mean difference
     "Interval over seeds and items, drawn independently of each other"
-    rng, (seeds, items) = np.random.default_rng(seed), first[0].shape
-    drawn = rng.multinomial(items, np.full(items, 1 / items), draws).astype(float)
+    seeds, items = first[0].shape
+    drawn, chosen = _draws(items, seeds, draws, seed)
     score = lambda arm, w: (w @ arm[0].T) / (w @ arm[1].T)              # [draws, seeds]
     difference = lambda w: score(second, w) - score(first, w)
     by_items = difference(drawn) - difference(np.ones((1, items)))
     if seeds == 1: means = values + by_items
     else:
-        chosen = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
         stretched = values.mean() + (values - values.mean()) * np.sqrt(seeds / (seeds - 1))
-        means = (chosen * (stretched + by_items)).sum(1)
+        means = (chosen * (stretched + by_items)).sum(1) / seeds
     low, high = np.quantile(means, [.025, .975])
     return float(low), float(high)
 
@@ -145,23 +151,23 @@ def in_words(row: dict # of `comparison_frame`
     return (f"{row['arm']} against {row['reference']}, {what}: {effect.format(scale * row['effect'])}, 95 % interval {end.format(scale * row['low'])} to "
             f"{end.format(scale * row['high'])} ({row['seeds']} seed{'s' * (row['seeds'] > 1)}, {row['items']} items): {tail}.")
 
-# %% ../nbs/07c_comparison.ipynb #cf33e895
+# %% ../nbs/07c_comparison.ipynb #afd0e19b
 QUANTITIES = ('train_loss', 'loss', 'reported_loss', 'perplexity', 'text', 'text_norm', 'letter', 'loss_before', 'trainable', 'effective', 'mean_rank')
 
 
 def _slug(text): return re.sub(r'[^a-z0-9.]+', '-', text.lower()).strip('-')
 
 
-def numbers(records: list,              # complete
-            base: Optional[Path] = None # reports folder
-            ) -> dict:                  # name -> value, spread over seeds or interval, runs
+def numbers(records: list,         # complete
+            compared: pd.DataFrame # of `comparison_frame`
+            ) -> dict:             # name -> value, spread over seeds or interval, runs
     "Every number that prose may quote"
     found, tidy = {}, lambda x: float(f'{x:.6g}')
     for (setting, arm), part in runs_frame(records).groupby(['setting', 'arm'], sort=False):
         for q in QUANTITIES:
             spread = dict(sd=tidy(part[q].std())) if len(part) > 1 else {}
             found[f'{_slug(setting)}/{_slug(arm)}/{q}'] = dict(value=tidy(part[q].mean()), **spread, runs=list(part.run_id))
-    for row in comparison_frame(records, base).to_dict('records'):
+    for row in compared.to_dict('records'):
         name = f"{_slug(row['setting'])}/{_slug(row['arm'])}-against-{_slug(row['reference'])}/{row['measure']}"
         found[name] = dict(value=tidy(row['effect']), low=tidy(row['low']), high=tidy(row['high']), reading=row['reading'], runs=row['runs'])
     return found

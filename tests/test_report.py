@@ -1,0 +1,74 @@
+"The report is a function of the records: the same bytes from the same records, and an edit goes where it must and nowhere else"
+import json
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+
+import pytest
+
+
+def report(root, reports, expect=0):
+    "Run the report as a user does, on a folder of records"
+    env = dict(os.environ, MEDPEFT_REPORTS=str(reports), OMP_NUM_THREADS='2')
+    done = subprocess.run([sys.executable, '-m', 'papermill', str(root / 'nbs' / 'report.ipynb')], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode == 0) == (expect == 0), done.stderr[-3000:]
+    return done
+
+
+def written(reports):
+    "Path -> hash, of all that the report writes"
+    files = [*(reports / 'tables').iterdir(), *(reports / 'figures').iterdir(), reports / 'numbers.json', reports / 'claims.json']
+    return {str(f.relative_to(reports)): sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope='module')
+def reports(root, tmp_path_factory):
+    "A folder with the committed runs of two seeds, and what the report makes of them"
+    folder = tmp_path_factory.mktemp('reports')
+    for name in ('records', 'predictions'): (folder / name).mkdir()
+    for path in (root / 'reports' / 'records').glob('*.json'):
+        if json.loads(path.read_text())['config']['seed'] > 1: continue
+        shutil.copy(path, folder / 'records')
+        shutil.copy(root / 'reports' / 'predictions' / f'{path.stem}.parquet', folder / 'predictions')
+    report(root, folder)
+    return folder
+
+
+def test_the_same_records_give_the_same_bytes(root, reports):
+    before = written(reports)
+    (reports / 'tables' / 'stray.csv').write_text('left over')
+    report(root, reports)
+    assert written(reports) == before
+    assert (reports / 'runs' / 'report.ipynb').is_file()
+
+
+def test_one_edited_loss_changes_table_figure_and_claim_and_nothing_else(root, reports, tmp_path):
+    edited = tmp_path / 'reports'
+    shutil.copytree(reports, edited)
+    path = next(p for p in sorted((edited / 'records').glob('adalora-*.json')) if (r := json.loads(p.read_text()))['study'] == 'mini')
+    for m in r['metrics']:
+        if (m['metric'], m['when'], m['domain']) == ('loss', 'after', 'all'): m['value'] -= 4 # now the lowest of all
+    path.write_text(json.dumps(r))
+    report(root, edited)
+    before, after = written(reports), written(edited)
+    changed = {f.partition('.')[0] for f in before.keys() | after.keys() if before.get(f) != after.get(f)}
+    assert changed == {'tables/table3_results', 'figures/overview', 'figures/losses', 'figures/parameters', 'numbers', 'claims'}
+    verdict = lambda folder: {c['name']: c['ours']['verdict'] for c in json.loads((folder / 'claims.json').read_text())}
+    assert verdict(reports)['lower-loss'] == 'confirmed' and verdict(edited)['lower-loss'] != 'confirmed'
+    assert f"{r['run_id']}: answer after training is" in (edited / 'runs' / 'report.ipynb').read_text() # and the forgery is named
+
+
+def test_a_broken_record_stops_the_report_and_leaves_what_was_there(root, reports, tmp_path):
+    broken = tmp_path / 'reports'
+    shutil.copytree(reports, broken)
+    path = sorted((broken / 'records').glob('*.json'))[0]
+    path.write_text(path.read_text()[:1000])
+    done = report(root, broken, expect=1)
+    assert f'{path.name} is not a whole JSON file' in done.stderr and 'Traceback' not in done.stderr
+    assert written(broken) == written(reports)
+
+
+def test_no_records_is_one_sentence(root, tmp_path):
+    assert 'There is no finished run in' in report(root, tmp_path, expect=1).stderr
