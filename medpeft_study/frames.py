@@ -91,9 +91,8 @@ def order(config: dict # of a record
     return (config['max_steps'] is not None, place(DATASETS, config['dataset']), place(BACKBONES, config['backbone']), len(setting), setting,
             arm.count(','), place(METHODS, config['method']), arm, config['seed'])
 
-# %% ../nbs/07b_frames.ipynb #72956d39
-_SCORES = dict(loss=('loss', 'answer'), perplexity=('perplexity', 'answer'), reported_loss=('reported_loss', 'answer'),
-               text=('accuracy', 'text'), text_norm=('accuracy', 'text_norm'), letter=('accuracy', 'letter'))
+# %% ../nbs/07b_frames.ipynb #e1e581a3
+_SCORES = dict(loss=('loss', 'answer'), perplexity=('perplexity', 'answer'), text=('accuracy', 'text'), text_norm=('accuracy', 'text_norm'), letter=('accuracy', 'letter'))
 
 
 def run_row(record: dict # complete
@@ -104,6 +103,7 @@ def run_row(record: dict # complete
                **{k: config[k] for k in ('backbone', 'dataset', 'method', 'prompt', 'seed', 'lr', 'rank', 'epochs', 'max_steps', 'weights')},
                steps=len(record['history']), train_loss=record['model']['train_loss'], loss_before=metric_value(record, 'loss', 'before')['value'])
     for name, (metric, protocol) in _SCORES.items(): row[name] = metric_value(record, metric, 'after', protocol)['value']
+    row['reported_loss'] = metric_value(record, 'reported_loss', 'after', config['loss_scope'])['value'] # over the tokens that carried the loss
     ranks = list(record['ranks'].values())
     return row | dict(
         total=parameters['total'], packed=parameters['packed'], trainable=parameters['trainable'], effective=parameters['effective'],

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'FORMATS', 'SPECIFIED', 'MARKS', 'RULES', 'TABLES', 'Column', 'Table', 'cell', 'printed', 'is_numeric',
-           'blocks', 'raw', 'csv_text', 'markdown', 'tex', 'tex_rules', 'tex_body', 'latex', 'gt_table',
-           'html_fragment', 'html_page', 'write_table', 'in_order', 'split_counts', 'source_row', 'source_rows',
-           'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'computed', 'print_specification',
-           'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones', 'paper_configs',
-           'one_a_seed', 'mean_and_spread', 'result_row', 'result_rows', 'table_results', 'seeds_interval',
-           'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row', 'parameter_rows', 'table_parameters',
-           'table_cost', 'write_tables']
+           'blocks', 'raw', 'csv_text', 'markdown', 'tex', 'tex_rules', 'tex_body', 'tex_lines', 'latex', 'gt_table',
+           'html_table', 'html_fragment', 'html_page', 'write_table', 'in_order', 'split_counts', 'source_row',
+           'source_rows', 'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'computed',
+           'print_specification', 'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones',
+           'paper_configs', 'one_a_seed', 'mean_and_spread', 'result_row', 'result_rows', 'beside_paper', 'print_seeds',
+           'table_results', 'seeds_interval', 'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row',
+           'parameter_rows', 'table_parameters', 'table_cost', 'write_tables']
 
 # %% ../nbs/07d_tables.ipynb #2d3b1b0b
 import html
@@ -114,7 +114,7 @@ def markdown(table: Table) -> str:
         parts.append(texts.iloc[rows].to_markdown(index=False, disable_numparse=True, colalign=align))
     return '\n\n'.join(parts + ['\n'.join(f'- {n}' for n in table.notes)]) + '\n'
 
-# %% ../nbs/07d_tables.ipynb #ccae7bb5
+# %% ../nbs/07d_tables.ipynb #e3371551
 _TEX = str.maketrans({'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}',
                       **{c: f'\\{c}' for c in '&%$#_{}'}, '±': r'$\pm$', '×': r'$\times$', '→': r'$\rightarrow$', '−': '$-$', '–': '--', '’': "'",
                       '✓': 'yes', '✗': 'no', '\u00a0': '~'})
@@ -124,7 +124,7 @@ def tex(text: str) -> str: # safe in LaTeX's text mode
     "Text with LaTeX's own signs escaped, and others as commands"
     return text.translate(_TEX)
 
-
+# %% ../nbs/07d_tables.ipynb #cf1963f3
 def tex_rules(table: Table) -> str: # '' if no column has a heading over it
     "Rules under the headings that span columns"
     overs = [c.over for c in table.columns]
@@ -140,10 +140,10 @@ def tex_body(table: Table, lines: list) -> list: # lines, those of groups betwee
         out += [lines[i] for i in rows]
     return out
 
-# %% ../nbs/07d_tables.ipynb #cdb152d2
-def latex(table: Table) -> str: # needs booktabs and graphicx
-    "A LaTeX table environment: numbered caption, label, booktabs' rules, notes"
-    texts, label = printed(table).map(tex), table.name.partition('_')[2]
+# %% ../nbs/07d_tables.ipynb #f116d4d0
+def tex_lines(table: Table) -> list: # of a tabular environment
+    "The table itself, between booktabs' rules"
+    texts = printed(table).map(tex)
     overs, names = ([tex(getattr(c, k)) for c in table.columns] for k in ('over', 'label'))
     texts.columns = pd.MultiIndex.from_arrays([overs, names]) if any(overs) else names
     align = ''.join('r' if is_numeric(table, c) else 'l' for c in table.columns)
@@ -151,11 +151,16 @@ def latex(table: Table) -> str: # needs booktabs and graphicx
     head, rest = text.split('\\midrule\n')
     body, end = rest.split('\\bottomrule\n')
     if any(overs): head = head.replace('\\\\\n', f'\\\\\n{tex_rules(table)}\n', 1)
-    lines = [head.rstrip('\n'), r'\midrule', *tex_body(table, body.splitlines()), r'\bottomrule', end.rstrip('\n')]
-    notes = [r'\par\smallskip', r'\begin{minipage}{\linewidth}\footnotesize', *(tex(n) + r'\par' for n in table.notes), r'\end{minipage}']
-    fit = [r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%'] # no wider than the page
-    return '\n'.join([r'\begin{table}[htbp]', r'\centering', f'\\caption{{{tex(table.title)}}}', f'\\label{{tab:{label}}}', r'\small',
-                      *fit, *lines, '}', *notes, r'\end{table}']) + '\n'
+    return [*head.splitlines(), r'\midrule', *tex_body(table, body.splitlines()), r'\bottomrule', *end.splitlines()]
+
+
+def latex(table: Table) -> str: # needs the packages booktabs and graphicx
+    "A table environment: numbered caption, label, the table no wider than the page, notes"
+    label, notes = table.name.partition('_')[2], [tex(n) + r'\par' for n in table.notes]
+    return '\n'.join([
+        r'\begin{table}[htbp]', r'\centering', f'\\caption{{{tex(table.title)}}}', f'\\label{{tab:{label}}}', r'\par\smallskip\small',
+        r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%', *tex_lines(table), '}', r'\par\smallskip',
+        r'\begin{minipage}{\linewidth}\footnotesize', *notes, r'\end{minipage}', r'\end{table}']) + '\n'
 
 # %% ../nbs/07d_tables.ipynb #ab87b87f
 STYLE = '''
@@ -177,7 +182,7 @@ STYLE = '''
 .study-table > ul li { margin: .15em 0; }
 '''
 
-# %% ../nbs/07d_tables.ipynb #d72ad8ab
+# %% ../nbs/07d_tables.ipynb #e30c5a62
 def gt_table(table: Table
              ) -> GT: # the first column as row names, groups and headings over headings
     "A table as great_tables holds it"
@@ -194,23 +199,30 @@ def gt_table(table: Table
     return gt
 
 
+def html_table(table: Table) -> str: # a `table` element, named by the caption that `html_fragment` puts over it
+    "great_tables' table without its style sheet"
+    text = re.search('<table.*</table>', gt_table(table).as_raw_html(), flags=re.S)[0].replace('<table', f'<table aria-labelledby="{table.name}-caption"', 1)
+    text = re.sub('(<th class="gt_group_heading"[^>]*>)(.*?)</th>', r'\1<span>\2</span></th>', text) # stays in sight while the numbers move
+    return '\n'.join(line.rstrip() for line in text.splitlines() if line.strip())
+
+# %% ../nbs/07d_tables.ipynb #93d61ca9
 def html_fragment(table: Table) -> str: # without colours of its own
     "A table to be put into a page"
-    text = re.sub(r'<style>.*?</style>', '', gt_table(table).as_raw_html(), flags=re.S)
-    inner, name = re.search(r'<table.*</table>', text, flags=re.S)[0], f'{table.name}-caption'
-    inner = re.sub('(<th class="gt_group_heading"[^>]*>)(.*?)</th>', r'\1<span>\2</span></th>', inner) # stays in sight while the numbers move
-    inner = '\n'.join(line.rstrip() for line in inner.splitlines() if line.strip())
-    notes = ''.join(f'<li>{html.escape(n)}</li>\n' for n in table.notes)
-    return (f'<style>{STYLE}</style>\n<figure class="study-table">\n<figcaption id="{name}"><strong>Table {table.number}.</strong> {html.escape(table.title)}</figcaption>\n'
-            f'<div role="region" tabindex="0" aria-labelledby="{name}">\n{inner.replace("<table", f"<table aria-labelledby={chr(34)}{name}{chr(34)}", 1)}\n</div>\n'
-            f'<ul>\n{notes}</ul>\n</figure>\n')
+    name = f'{table.name}-caption'
+    return '\n'.join([
+        f'<style>{STYLE}</style>', '<figure class="study-table">',
+        f'<figcaption id="{name}"><strong>Table {table.number}.</strong> {html.escape(table.title)}</figcaption>',
+        f'<div role="region" tabindex="0" aria-labelledby="{name}">', html_table(table), '</div>',
+        '<ul>', *(f'<li>{html.escape(n)}</li>' for n in table.notes), '</ul>', '</figure>']) + '\n'
 
 
-def html_page(table: Table) -> str: # complete; light or dark as the reader's system
+def html_page(table: Table) -> str: # light or dark as the reader's system
     "A table as a page of its own"
-    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<title>{html.escape(table.title)}</title>\n<style>:root {{ color-scheme: light dark; }} body {{ margin: 1rem; font-family: system-ui, sans-serif; }}</style>\n'
-            f'</head>\n<body>\n{html_fragment(table)}</body>\n</html>\n')
+    return '\n'.join([
+        '<!doctype html>', '<html lang="en">', '<head>', '<meta charset="utf-8">', '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<title>{html.escape(table.title)}</title>',
+        '<style>:root { color-scheme: light dark; } body { margin: 1rem; font-family: system-ui, sans-serif; }</style>',
+        '</head>', '<body>', html_fragment(table) + '</body>', '</html>']) + '\n'
 
 # %% ../nbs/07d_tables.ipynb #4d72f2a9
 FORMATS = dict(csv=csv_text, md=markdown, tex=latex, html=html_page) # ending -> table as text
@@ -226,13 +238,13 @@ def write_table(table: Table,
         with whole_file(paths[-1]) as tmp: tmp.write_bytes(text(table).encode())
     return paths
 
-# %% ../nbs/07d_tables.ipynb #b262ecfe
+# %% ../nbs/07d_tables.ipynb #7e274c53
 def in_order(records: list # complete
              ) -> list:    # the same, by setting, arm, seed and id
     "Records in the order of every table, however they were read"
     return sorted(records, key=lambda r: (order(r['config']), r['run_id']))
 
-
+# %% ../nbs/07d_tables.ipynb #3651f687
 def split_counts(records: list # complete
                  ) -> dict:    # dataset as printed -> (its key, split -> domain -> rows, a record)
     "The splits that were run; one dataset split in two ways is listed twice"
@@ -269,7 +281,7 @@ def printed_sources() -> list: # rows as of `source_rows`
     total = dict(part='Total', rows=ALL_ROWS, train=TRAIN_ROWS, validation=VAL_ROWS)
     return [dict(dataset=name) | r for r in [*(source_row(key, part) | dict(rows=SAMPLES) for part in SOURCES), total]]
 
-# %% ../nbs/07d_tables.ipynb #81fbead7
+# %% ../nbs/07d_tables.ipynb #019a458b
 def table_sources(records: list # complete
                   ) -> Table:
     "Table 1: the sources of every dataset that was run, and where their rows went"
@@ -281,11 +293,11 @@ def table_sources(records: list # complete
                *(Column(n.capitalize(), {n: '{:,}'}) for n in ('rows', *_SPLITS.values())))
     data = {name: r['data'] for name, (_, _, r) in found.items()}
     notes = ('Part: the name in the dataset, misspellings included. Branch: a term of the Human Phenotype Ontology.',
-             'The held-out test rows are what 5,000 and 500 rows leave of 6,500; the paper does not mention them.',
+             'Held-out test: rows that neither training nor validation uses. The paper takes 5,000 and 500 of 6,500 rows and does not mention the others.',
              *(f"{name}: {d['citation']}, revision {d['revision']}." for name, d in data.items() if 'citation' in d and 'revision' in d))
     return Table('table1_sources', 1, 'Sources of the data and their rows', frame, columns, notes, 'dataset')
 
-# %% ../nbs/07d_tables.ipynb #2d05c27f
+# %% ../nbs/07d_tables.ipynb #d130050a
 @lru_cache(maxsize=None)
 def counted(backbone: str,         # key of `BACKBONES`, with an architecture
             method: str = 'qlora'  # key of `METHODS`
@@ -299,7 +311,7 @@ def heads_in_words(heads: int, shared: int) -> str: # query heads; heads of keys
     kind = 'Grouped-Query' if 1 < shared < heads else 'Multi-Query' if shared < heads else 'Multi-Head'
     return f'{kind}, {heads} query and {shared} key-value heads'
 
-
+# %% ../nbs/07d_tables.ipynb #a4f18385
 def computed(backbone: str # key of `BACKBONES`, with an architecture
              ) -> dict:    # specification -> value
     "What the architecture says"
@@ -310,7 +322,7 @@ def computed(backbone: str # key of `BACKBONES`, with an architecture
                 attention=heads_in_words(a.num_attention_heads, getattr(a, 'num_key_value_heads', None) or a.num_attention_heads),
                 position=f"RoPE, base {rope['rope_theta']:,.0f}" if 'rope_theta' in rope else None)
 
-# %% ../nbs/07d_tables.ipynb #65d31d4a
+# %% ../nbs/07d_tables.ipynb #7f044985
 SPECIFIED = dict(
     total='Parameters, true total', packed='Parameters as stored, packed', quantized='Packed + adapter (the paper: quantized)',
     share='Adapter, share of packed + adapter', layers='Layers', hidden='Hidden size', attention='Attention', position='Position encoding',
@@ -326,7 +338,7 @@ def print_like_paper(value) -> str:
     "A value in the paper's digits: billions and percent with two decimals"
     return f'{value / 1e9:.2f} billion' if isinstance(value, int) else print_specification(value)
 
-
+# %% ../nbs/07d_tables.ipynb #b3adecb2
 def paper_values(backbone: str) -> dict: # specification -> value as printed; {} for a backbone that is not the paper's
     "Table 2 of the paper in the units of ours"
     if backbone not in SPECIFICATIONS.index: return {}
@@ -340,10 +352,7 @@ def agrees(here, paper) -> Optional[str]: # yes or no; None if one of them is mi
     if here is None or paper is None: return None
     return 'yes' if print_like_paper(here).split(', ')[0].split(' (')[0] == print_like_paper(paper) else 'no'
 
-# %% ../nbs/07d_tables.ipynb #3552d047
-MARKS = dict(yes='✓', no='✗')
-
-
+# %% ../nbs/07d_tables.ipynb #27eb2b80
 def backbone_values(records: list # complete
                     ) -> dict:    # backbone -> specification -> value; the paper's two, then those that were run
     "What is known of each backbone"
@@ -355,6 +364,9 @@ def backbone_values(records: list # complete
         found[name] = computed(name) if known else {k: parameters[k] for k in ('total', 'packed')}
     return found
 
+# %% ../nbs/07d_tables.ipynb #fec3b87d
+MARKS = dict(yes='✓', no='✗')
+
 
 def table_backbones(records: list # complete
                     ) -> Table:
@@ -362,12 +374,12 @@ def table_backbones(records: list # complete
     rows = []
     for backbone, ours in backbone_values(records).items():
         paper = paper_values(backbone)
-        rows += [dict(backbone=title(BACKBONES, backbone), specification=label, here=ours[k], paper=paper.get(k), agrees=agrees(ours[k], paper.get(k)))
-                 for k, label in SPECIFIED.items() if ours.get(k) is not None]
+        rows += [dict(backbone=title(BACKBONES, backbone), specification=label, here=ours.get(k), paper=paper.get(k), agrees=agrees(ours.get(k), paper.get(k)))
+                 for k, label in SPECIFIED.items() if ours.get(k) is not None or k in paper]
     columns = (Column('Specification', {'specification': '{}'}), Column('Computed here', {'here': print_specification}),
                Column('Printed in the paper', {'paper': print_like_paper}, absent=''), Column('Agrees', {'agrees': MARKS.get}, absent=''))
     notes = ('Computed from the architecture on the meta device, the adapter as in the paper: rank 64 on seven matrices a layer. Pretraining tokens are cited.',
-             'Packed: two 4-bit weights are stored in a byte and counted as one, as PEFT does. The paper calls this count plus the adapter quantized parameters.',
+             'Packed: two 4-bit weights are stored in a byte and counted as one, as PEFT does. This count plus the adapter is what the paper calls quantized parameters.',
              'Agrees: ours, rounded to the digits that the paper prints, is what it prints.')
     return Table('table2_backbones', 2, 'Backbones: computed here and as printed in the paper', pd.DataFrame(rows, dtype=object), columns, notes, 'backbone')
 
@@ -388,7 +400,7 @@ def mean_and_spread(values: pd.Series # a value a seed
     "What is printed of several seeds"
     return (values.mean() if len(values) else None), (values.std() if len(values) > 1 else None)
 
-# %% ../nbs/07d_tables.ipynb #2a8c0603
+# %% ../nbs/07d_tables.ipynb #3ccfa96b
 _MEASURES = {'train loss': 'train_loss', 'validation loss': 'loss', 'reported loss': 'reported_loss', 'perplexity': 'perplexity',
              'trainable parameters (M)': 'trainable'} # column of the table -> of `runs_frame`
 _PAPERS = {'train loss': 'train_loss', 'validation loss': 'loss', 'perplexity': 'perplexity', 'trainable parameters (M)': 'parameters'} # -> of `RESULTS`
@@ -406,7 +418,7 @@ def result_row(setting: str, arm: str,
         if name in _PAPERS: row[f'{name}, paper'] = paper.get(_PAPERS[name])
     return row
 
-
+# %% ../nbs/07d_tables.ipynb #8cc2924e
 def result_rows(records: list) -> list: # of `result_row`
     "A row an arm, those of the paper among them whether they were run or not"
     runs, papers = one_a_seed(records), paper_configs()
@@ -415,20 +427,29 @@ def result_rows(records: list) -> list: # of `result_row`
     arms = dict.fromkeys(names(c) for c in sorted([*papers, *(r['config'] for r in records)], key=order))
     return [result_row(s, a, runs[(runs.setting == s) & (runs.arm == a)], printed_for.get((s, a), {})) for s, a in arms]
 
-# %% ../nbs/07d_tables.ipynb #04ffdc7b
-def _print_seeds(n): return f'{n}' if n else 'not run'
+# %% ../nbs/07d_tables.ipynb #76df1d01
+def beside_paper(name: str,   # of `_MEASURES`
+                 over: str,   # heading over the two
+                 digits: int, # after the point, in ours
+                 paper: int   # and in the paper
+                 ) -> tuple:  # two columns
+    "Ours with its spread, and the paper's"
+    ours = {name: f'{{:.{digits}f}}'} | ({} if _MEASURES[name] == 'trainable' else {f'{name}, sd': f' ± {{:.{digits}f}}'})
+    return Column('ours', ours, over), Column('paper', {f'{name}, paper': f'{{:.{paper}f}}'}, over, '')
 
 
+def print_seeds(n: int) -> str: # none is said in words
+    "How many seeds a row rests on"
+    return f'{n}' if n else 'not run'
+
+# %% ../nbs/07d_tables.ipynb #3ea1c9f1
 def table_results(records: list # complete
                   ) -> Table:
     "Table 3: losses, perplexity and trainable parameters of every arm, the paper's beside ours"
-    def pair(name, over, digits, paper):
-        ours = {name: f'{{:.{digits}f}}'} | ({f'{name}, sd': f' ± {{:.{digits}f}}'} if name != 'trainable parameters (M)' else {})
-        return Column('ours', ours, over), Column('paper', {f'{name}, paper': f'{{:.{paper}f}}'}, over, '')
-    loss, printed_loss = pair('validation loss', 'Validation loss', 3, 4)
-    columns = (Column('Arm', {'arm': '{}'}), Column('Seeds', {'seeds': _print_seeds}), *pair('train loss', 'Train loss', 3, 4),
-               loss, Column('as PEFT reports it', {'reported loss': '{:.3f}', 'reported loss, sd': ' ± {:.3f}'}, 'Validation loss'), printed_loss,
-               *pair('perplexity', 'Perplexity', 3, 3), *pair('trainable parameters (M)', 'Parameters (M)', 2, 2))
+    loss, printed_loss = beside_paper('validation loss', 'Validation loss', 3, 4)
+    reported = Column('as PEFT reports it', {'reported loss': '{:.3f}', 'reported loss, sd': ' ± {:.3f}'}, 'Validation loss')
+    columns = (Column('Arm', {'arm': '{}'}), Column('Seeds', {'seeds': print_seeds}), *beside_paper('train loss', 'Train loss', 3, 4),
+               loss, reported, printed_loss, *beside_paper('perplexity', 'Perplexity', 3, 3), *beside_paper('trainable parameters (M)', 'Parameters (M)', 2, 2))
     notes = ('Losses in nats a token, over the answer tokens; mean over seeds ± sample standard deviation. One seed has no spread.',
              'As PEFT reports it: mean of the batch means, with AdaLoRA\'s penalty inside. It is no loss of the task, and no perplexity follows from it.',
              'Perplexity: the exponential of a run\'s validation loss, then the mean over seeds.',
@@ -445,7 +466,7 @@ def seeds_interval(part: pd.DataFrame # value, stderr, low, high; a row a seed, 
     half = 1.959964 * sqrt((part.stderr ** 2).mean() + part.value.var() / seeds)
     return mean, max(0., mean - half), min(1., mean + half)
 
-# %% ../nbs/07d_tables.ipynb #8f0375ca
+# %% ../nbs/07d_tables.ipynb #c2655ade
 RULES = dict(chance='guessing', majority_letter='always the most frequent position', shortest='the shortest choice', longest='the longest choice',
              most_overlap='the choice with most words of the question', least_overlap='the choice with fewest words of the question')
 
@@ -461,7 +482,7 @@ def baseline_rows(records: list) -> list: # a row a setting and split
                 items=r['data']['scored'][split], before=found[rule], after=found[rule]))
     return list(rows.values())
 
-
+# %% ../nbs/07d_tables.ipynb #c4d0d8b9
 def accuracy_rows(records: list) -> list: # a row a setting, arm, split and protocol
     "Accuracy before and after training"
     scores, rows = scores_frame(in_order(records)), {}
@@ -489,7 +510,7 @@ def table_accuracy(records: list # complete
              'No model: the best of six rules, chosen in hindsight on the scored rows; it needs no training and so stands in both columns.')
     return Table('table4_accuracy', 4, 'Accuracy on the scored items', frame, columns, notes, 'setting')
 
-# %% ../nbs/07d_tables.ipynb #087560d3
+# %% ../nbs/07d_tables.ipynb #2cabdc8d
 def parameter_row(setting: str, arm: str, counts: dict) -> dict: # counts: total, packed, trainable, effective, and more columns
     "Counts of one arm, and its shares in percent"
     share = lambda part, whole: 100 * part / whole
@@ -498,7 +519,7 @@ def parameter_row(setting: str, arm: str, counts: dict) -> dict: # counts: total
         'trainable of packed + adapter, %': share(counts['trainable'], counts['packed'] + counts['trainable']),
         'after pruning of total, %': share(counts['effective'], counts['total'])}
 
-
+# %% ../nbs/07d_tables.ipynb #15114af9
 def parameter_rows(records: list) -> list: # the paper's, then those of the records
     "A row an arm"
     rows = []

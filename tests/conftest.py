@@ -1,6 +1,11 @@
 "Fixtures shared by the tests that cross notebooks: toy backbones, toy rows, everything on the CPU"
+import functools
 import os
+import shutil
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1') # no test needs the hub; a hidden call to it should fail, not wait
 
@@ -36,3 +41,25 @@ def toy_rows():
 def toy_model():
     "Config -> a toy backbone with its adapter"
     return lambda cfg: attach(load_backbone(cfg)[0], cfg)
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "The system's own chromium: nothing is downloaded"
+    from playwright.sync_api import sync_playwright
+    path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if not path: (pytest.fail if os.environ.get('CI') else pytest.skip)('There is no chromium on the PATH: install it, on Debian by apt-get install chromium.')
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(folder):
+    "The address under which a folder is served, to this machine alone"
+    handler = type('Quiet', (SimpleHTTPRequestHandler,), dict(log_message=lambda *args: None))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()

@@ -1,19 +1,16 @@
 "The results explorer in a real browser: what is shown, what is best, what is opened and downloaded"
 import csv
-import functools
 import json
-import os
 import re
 import shutil
-import threading
 from collections import Counter
 from copy import deepcopy
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from conftest import served
+from playwright.sync_api import expect
 
 from medpeft_study.explorer_data import explorer_data, write_explorer
 from medpeft_study.frames import load_records
@@ -69,21 +66,7 @@ def folder(tmp_path_factory, root, data):
 
 @pytest.fixture(scope='module')
 def address(folder):
-    handler = type('Quiet', (SimpleHTTPRequestHandler,), dict(log_message=lambda *args: None))
-    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/index.html'
-    server.shutdown()
-
-
-@pytest.fixture(scope='module')
-def browser():
-    path = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if not path: (pytest.fail if os.environ.get('CI') else pytest.skip)('There is no chromium on the PATH: install it, on Debian by apt-get install chromium.')
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=['--no-sandbox'])
-        yield browser
-        browser.close()
+    with served(folder) as base: yield f'{base}/index.html'
 
 
 @pytest.fixture
