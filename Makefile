@@ -16,7 +16,7 @@ test: .venv/.installed ## every notebook, then every test across notebooks
 	$(BIN)/pytest tests
 
 lab: .venv/.installed ## the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir nbs
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 install: .venv/.installed ## the tested environment, in .venv
 

@@ -20,8 +20,8 @@ import typer
 
 from .config import project_root
 
-# %% ../nbs/10_site.ipynb #62216e98
-REPOSITORY = ('LICENSE', 'CITATION.cff', 'CHANGELOG.md') # linked from pages, published as they are
+# %% ../nbs/10_site.ipynb #949f6324
+REPOSITORY = ('LICENSE', 'CITATION.cff') # linked from pages, published as they are
 
 
 def local_links(text: str # source of a page, Markdown or JSON

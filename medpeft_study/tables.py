@@ -205,7 +205,7 @@ def html_table(table: Table) -> str: # a `table` element, named by the caption t
     text = re.sub('(<th class="gt_group_heading"[^>]*>)(.*?)</th>', r'\1<span>\2</span></th>', text) # stays in sight while the numbers move
     return '\n'.join(line.rstrip() for line in text.splitlines() if line.strip())
 
-# %% ../nbs/07d_tables.ipynb #93d61ca9
+# %% ../nbs/07d_tables.ipynb #25baf71c
 def html_fragment(table: Table) -> str: # without colours of its own
     "A table to be put into a page"
     name = f'{table.name}-caption'
@@ -222,7 +222,7 @@ def html_page(table: Table) -> str: # light or dark as the reader's system
         '<!doctype html>', '<html lang="en">', '<head>', '<meta charset="utf-8">', '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<title>{html.escape(table.title)}</title>',
         '<style>:root { color-scheme: light dark; } body { margin: 1rem; font-family: system-ui, sans-serif; }</style>',
-        '</head>', '<body>', html_fragment(table) + '</body>', '</html>']) + '\n'
+        '</head>', '<body>', '<main>', html_fragment(table) + '</main>', '</body>', '</html>']) + '\n'
 
 # %% ../nbs/07d_tables.ipynb #4d72f2a9
 FORMATS = dict(csv=csv_text, md=markdown, tex=latex, html=html_page) # ending -> table as text
@@ -442,7 +442,7 @@ def print_seeds(n: int) -> str: # none is said in words
     "How many seeds a row rests on"
     return f'{n}' if n else 'not run'
 
-# %% ../nbs/07d_tables.ipynb #3ea1c9f1
+# %% ../nbs/07d_tables.ipynb #46009305
 def table_results(records: list # complete
                   ) -> Table:
     "Table 3: losses, perplexity and trainable parameters of every arm, the paper's beside ours"
@@ -450,7 +450,7 @@ def table_results(records: list # complete
     reported = Column('as PEFT reports it', {'reported loss': '{:.3f}', 'reported loss, sd': ' ± {:.3f}'}, 'Validation loss')
     columns = (Column('Arm', {'arm': '{}'}), Column('Seeds', {'seeds': print_seeds}), *beside_paper('train loss', 'Train loss', 3, 4),
                loss, reported, printed_loss, *beside_paper('perplexity', 'Perplexity', 3, 3), *beside_paper('trainable parameters (M)', 'Parameters (M)', 2, 2))
-    notes = ('Losses in nats a token, over the answer tokens; mean over seeds ± sample standard deviation. One seed has no spread.',
+    notes = ('Losses in nats a token: validation over the answer tokens, train over the same unless the setting says otherwise. Mean over seeds ± sample standard deviation; one seed has no spread.',
              'As PEFT reports it: mean of the batch means, with AdaLoRA\'s penalty inside. It is no loss of the task, and no perplexity follows from it.',
              'Perplexity: the exponential of a run\'s validation loss, then the mean over seeds.',
              'Parameters: trainable, in millions, for AdaLoRA before pruning.',
