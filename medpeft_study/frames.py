@@ -6,7 +6,7 @@
 __all__ = ['SETTING', 'ARM', 'records_base', 'load_records', 'load_predictions', 'said', 'title', 'setting_name', 'arm_name',
            'order', 'run_row', 'runs_frame', 'scores_frame', 'history_frame', 'rank_frame', 'disagreements']
 
-# %% ../nbs/07b_frames.ipynb #3d0a1c68
+# %% ../nbs/07b_frames.ipynb #9d40f8d9
 from dataclasses import fields
 from pathlib import Path
 from typing import Optional
@@ -15,9 +15,8 @@ import pandas as pd
 
 from .adapters import BUDGET_FIELDS, METHODS, method_spec
 from .backbones import BACKBONES
-from .config import AdapterFields, BackboneFields, DataFields, RunConfig, TrainingFields, project_root, report_paths
+from .config import AdapterFields, BackboneFields, DataFields, RunConfig, TrainingFields, report_paths
 from .data import DATASETS
-from .evaluation import ALL
 from .records import RecordError, read_record
 from .reporting import metric_value, peak_gib
 
