@@ -151,7 +151,7 @@ def in_words(row: dict # of `comparison_frame`
     return (f"{row['arm']} against {row['reference']}, {what}: {effect.format(scale * row['effect'])}, 95 % interval {end.format(scale * row['low'])} to "
             f"{end.format(scale * row['high'])} ({row['seeds']} seed{'s' * (row['seeds'] > 1)}, {row['items']} items): {tail}.")
 
-# %% ../nbs/07c_comparison.ipynb #afd0e19b
+# %% ../nbs/07c_comparison.ipynb #3e42c7ae
 QUANTITIES = ('train_loss', 'loss', 'reported_loss', 'perplexity', 'text', 'text_norm', 'letter', 'loss_before', 'trainable', 'effective', 'mean_rank')
 
 
@@ -163,7 +163,7 @@ def numbers(records: list,         # complete
             ) -> dict:             # name -> value, spread over seeds or interval, runs
     "Every number that prose may quote"
     found, tidy = {}, lambda x: float(f'{x:.6g}')
-    for (setting, arm), part in runs_frame(records).groupby(['setting', 'arm'], sort=False):
+    for (setting, arm), part in runs_frame(records).drop_duplicates(['setting', 'arm', 'seed'], keep='last').groupby(['setting', 'arm'], sort=False):
         for q in QUANTITIES:
             spread = dict(sd=tidy(part[q].std())) if len(part) > 1 else {}
             found[f'{_slug(setting)}/{_slug(arm)}/{q}'] = dict(value=tidy(part[q].mean()), **spread, runs=list(part.run_id))

@@ -43,10 +43,10 @@ def load_predictions(run_id: str,                # of a complete record
     if not path.is_file(): raise RecordError(f'The predictions of {run_id} are missing: {path}.')
     return pd.read_parquet(path)
 
-# %% ../nbs/07b_frames.ipynb #eefc12d5
+# %% ../nbs/07b_frames.ipynb #46445197
 SETTING = [f.name for c in (DataFields, BackboneFields) for f in fields(c)] + ['max_steps']
 ARM = [f.name for c in (AdapterFields, TrainingFields) for f in fields(c)]
-_SILENT = {'max_steps', 'micro_batch_size', 'gradient_checkpointing', 'train_loss', 'base_storage', # change no number
+_SILENT = {'max_steps', 'dataset_path', 'micro_batch_size', 'gradient_checkpointing', 'train_loss', 'base_storage', # change no number
            'dataset_revision', 'backbone_revision', 'device', 'compute_dtype'}                      # not said in a name
 _IN_WORDS = dict(max_steps='{} steps', eval_rows='{} validation rows', prompt='{} prompt', loss_scope='loss over {}',
                  weights='{} weights', quantization='base {}', allocator='allocator {}', schedule='{} schedule',
@@ -60,10 +60,10 @@ def said(config: dict, # of a record
     paper = RunConfig()
     return [_IN_WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(config[name]) for name in names if config[name] != getattr(paper, name)]
 
-# %% ../nbs/07b_frames.ipynb #b7cb4f32
+# %% ../nbs/07b_frames.ipynb #c3bbdf2c
 def title(registry: dict, name: str) -> str: # the entry's title; the name where there is none
-    "A backbone or dataset as printed"
-    return getattr(registry.get(name), 'title', '') or name
+    "A backbone or dataset as printed; of a local folder its last part, since a path says who ran it"
+    return getattr(registry.get(name), 'title', '') or (Path(name).name if name.startswith(('/', '.', '~')) else name)
 
 
 def setting_name(config: dict # of a record

@@ -22,7 +22,7 @@ LINE = "import os; print('step 1', os.environ['MEDPEFT_NOTEBOOK'], flush=True)"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    "A project of two notebooks: a run that prints one line, and a report"
+    "A project of two notebooks: a run that prints one line, and another"
     for name in ['MEDPEFT_REPORTS', 'MEDPEFT_NOTEBOOK']: monkeypatch.delenv(name, raising=False)
     (tmp_path/'nbs').mkdir()
     (tmp_path/'settings.ini').write_text('[DEFAULT]\nlib_name = medpeft_study\n')
@@ -30,7 +30,7 @@ def project(tmp_path, monkeypatch):
     parameters = new_code_cell("method = 'qlora'\nrank = 64", metadata=dict(tags=['parameters']))
     run = new_notebook(cells=[parameters, new_code_cell(LINE), new_code_cell('method, rank')], metadata=kernel)
     nbformat.write(run, tmp_path/'nbs'/'run.ipynb')
-    nbformat.write(new_notebook(cells=[new_code_cell("print('a table')")], metadata=kernel), tmp_path/'nbs'/'report.ipynb')
+    nbformat.write(new_notebook(cells=[new_code_cell("print('a table')")], metadata=kernel), tmp_path/'nbs'/'other_source.ipynb')
     return tmp_path
 
 
@@ -101,21 +101,21 @@ def test_as_a_module(project):
 
 
 def test_other_sources_are_named_after_themselves(project):
-    assert papermill('nbs/report.ipynb', cwd=project).stdout == 'a table\n'
-    assert (project/'reports'/'runs'/'report.ipynb').is_file()
+    assert papermill('nbs/other_source.ipynb', cwd=project).stdout == 'a table\n'
+    assert (project/'reports'/'runs'/'other_source.ipynb').is_file()
 
 
 def test_explicit_outputs_are_left_alone(project):
     papermill('-p', 'rank', '8', 'nbs/run.ipynb', 'mine.ipynb', '--parameters', 'method', 'adalora', cwd=project)
     assert last_value(project/'mine.ipynb') == "('adalora', 8)"
-    nb = json.loads(papermill('nbs/report.ipynb', '-', cwd=project).stdout)
+    nb = json.loads(papermill('nbs/other_source.ipynb', '-', cwd=project).stdout)
     assert nb['cells'][-1]['outputs'][0]['text'] == ['a table\n']
     assert not (project/'reports').exists()
 
 
 def test_notebooks_of_others_are_left_alone(project):
-    (project/'nbs'/'report.ipynb').rename(project/'report.ipynb')
-    json.loads(papermill('report.ipynb', cwd=project).stdout) # papermill's own answer to a pipe
+    (project/'nbs'/'other_source.ipynb').rename(project/'other_source.ipynb')
+    json.loads(papermill('other_source.ipynb', cwd=project).stdout) # papermill's own answer to a pipe
     assert not (project/'reports').exists()
 
 
