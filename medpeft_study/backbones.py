@@ -326,14 +326,15 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
             use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as e: raise BackboneError(f'{folder} cannot be loaded: {str(e).splitlines()[0]}') from e
 
-# %% ../nbs/02_backbones.ipynb #f066fd12
+# %% ../nbs/02_backbones.ipynb #4868cc14
 def supervised_logits(model: nn.Module,       # the backbone, adapters injected or not
                       input_ids: torch.Tensor, # int64 [rows, length]
-                      where: torch.Tensor,     # bool [rows, length]: positions whose next token is scored
+                      where: torch.Tensor,     # positions whose next token is scored: bool [rows, length], or int64 places in the flattened rows
                       **kwargs                 # attention_mask, position_ids
                       ) -> torch.Tensor:       # float32 logits [scored positions, vocabulary]
     "Logits at the chosen positions, in row order"
-    hidden = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state[where]
+    hidden = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+    hidden = hidden[where] if where.dtype == torch.bool else hidden.flatten(0, 1)[where]
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, 'final_logit_softcapping', None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -6,7 +6,7 @@
 __all__ = ['ALL', 'Tree', 'tree_inputs', 'branch_logprobs', 'item_trees', 'in_batches', 'score_trees', 'predict', 'prediction',
            'accuracy', 'token_loss', 'perplexity', 'metrics_table', 'scope_losses', 'reported_loss', 'evaluate']
 
-# %% ../nbs/05_evaluation.ipynb #a594ab64
+# %% ../nbs/05_evaluation.ipynb #7e780a0d
 import math
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ from torch import nn
 from .adapters import method_spec, orthogonality_penalty
 from .backbones import supervised_logits
 from .config import RunConfig
-from .prompts import LETTERS, answer_text, collate, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
-from .training import task_loss
+from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
+from .training import pack, task_loss
 
 # %% ../nbs/05_evaluation.ipynb #d3638528
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def metrics_table(preds: pd.DataFrame, # of `predict`
         for protocol in ('text', 'text_norm', 'letter'): add(protocol, 'accuracy', accuracy((part[protocol] == part.answer).to_numpy()))
     return rows
 
-# %% ../nbs/05_evaluation.ipynb #6633bdec
+# %% ../nbs/05_evaluation.ipynb #d28898a5
 @torch.no_grad()
 def scope_losses(model: nn.Module, # PEFT model
                  rows: list,       # `Encoded` rows, in order
@@ -189,7 +189,7 @@ def scope_losses(model: nn.Module, # PEFT model
                  ) -> list:        # summed loss in nats, a row
     "Loss of every row over the tokens of the config's scope"
     model.eval()
-    one = lambda r: task_loss(model.get_base_model(), collate([r], cfg.loss_scope, pad_id, cfg.max_length), cfg.loss_scope).item()
+    one = lambda r: task_loss(model.get_base_model(), pack([r], cfg, pad_id)).item()
     return [one(r) for r in rows]
 
 

@@ -1,18 +1,22 @@
 "Ten steps of our loop are ten steps of plain PEFT and AdamW on the same batches"
+import math
+
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from medpeft_study.prompts import collate, epoch_batches
-from medpeft_study.training import make_optimizer, train
+from medpeft_study.training import train
 
 PAD = 259
 
 
 def plain_peft(model, rows, cfg):
     "What a tutorial writes, with the allocator called where PEFT's docstring says"
-    optimizer, scheduler = make_optimizer(model, cfg)
     params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    scheduler = get_scheduler(cfg.schedule, optimizer, math.ceil(cfg.warmup_ratio * cfg.total_steps), cfg.total_steps)
     losses = []
     model.train()
     for step, batch in enumerate(epoch_batches(len(rows), cfg, 0), 1):
