@@ -120,15 +120,16 @@ def nonzero_ranks(model: nn.Module # with AdaLoRA layers
     return {name: int(torch.count_nonzero(module.lora_E['default']))
             for name, module in model.get_base_model().named_modules() if hasattr(module, 'lora_E')}
 
-# %% ../nbs/03_adapters.ipynb #8fa2b8fa
-def budget_curve(cfg: RunConfig # of an adaptive method
-                 ) -> list:     # mean rank a module after each optimizer step, from step 1
+# %% ../nbs/03_adapters.ipynb #52285f0f
+def budget_curve(cfg: RunConfig,  # of an adaptive method
+                 modules: int = 1 # over how many the rank is summed
+                 ) -> list:       # rank, not rounded, after each optimizer step, from step 1
     "The rank budget over a run, by the schedule of Zhang et al. 2023, eq. 12"
-    b = budget_steps(cfg)
+    b, rank, target = budget_steps(cfg), cfg.rank * modules, cfg.target_rank * modules
     end, curve = b['total_step'] - b['tfinal'], []
     for step in range(1, b['total_step'] + 1):
         left = 1 - (min(max(step, b['tinit']), end) - b['tinit']) / (end - b['tinit'])
-        curve.append(cfg.target_rank + (cfg.rank - cfg.target_rank) * left ** 3)
+        curve.append((rank - target) * left ** 3 + target)
     return curve
 
 # %% ../nbs/03_adapters.ipynb #f014443e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Block', 'FlatAdapter', 'penalty_backward', 'schedule_tables', 'Allocator']
 
-# %% ../nbs/03b_allocator.ipynb #2f59b041
+# %% ../nbs/03b_allocator.ipynb #3d8fe471
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from .adapters import budget_curve
 from .config import RunConfig, budget_steps
 
 # %% ../nbs/03b_allocator.ipynb #a8732b55
@@ -63,20 +64,18 @@ def penalty_backward(flat: FlatAdapter, # of an AdaLoRA model; its gradient is a
         b.grad.baddbmm_(gram, b.values) if b.kind == 'lora_A' else b.grad.baddbmm_(b.values, gram)
     return torch.cat(norms).mean()
 
-# %% ../nbs/03b_allocator.ipynb #f8f7030a
+# %% ../nbs/03b_allocator.ipynb #263ed654
 def schedule_tables(cfg: RunConfig, # AdaLoRA's budget
-                    initial: int,   # total rank at the start
-                    target: int     # at the end
+                    modules: int    # adapted matrices
                     ) -> dict:      # lists with an entry a step: importance updated, pruned anew, directions that go, mask held
     "What the allocator does at each optimizer step"
     b = budget_steps(cfg)
     start, end, steps = b['tinit'], b['total_step'] - b['tfinal'], range(1, b['total_step'] + 1)
-    left = [1 - (min(max(s, start), end) - start) / (end - start) for s in steps]
-    goes = [initial - (int((initial - target) * x ** 3 + target) if s > start else initial) for s, x in zip(steps, left)]
+    goes = [cfg.rank * modules - int(budget) for budget in budget_curve(cfg, modules)] # PEFT rounds down too
     prunes = [(start < s < end and s % cfg.delta_t == 0) or s == end for s in steps]
     return dict(updates=[s < end for s in steps], prunes=prunes, goes=goes, holds=[s >= end for s in steps])
 
-# %% ../nbs/03b_allocator.ipynb #0d4eb969
+# %% ../nbs/03b_allocator.ipynb #c908db07
 class Allocator:
     "PEFT's rank allocator on one vector"
 
@@ -89,7 +88,7 @@ class Allocator:
         self.order = {k: torch.tensor([place[n.replace(k, '{}')] for b in flat.of(k) for n in b.names], device=device).argsort() for k in ('lora_A', 'lora_B', 'lora_E')}
         self.back = self.order['lora_E'].argsort()
         self.kept = torch.ones(len(names), cfg.rank, dtype=torch.bool, device=device) # in the order of `names`
-        tables = schedule_tables(cfg, self.kept.numel(), cfg.target_rank * len(names))
+        tables = schedule_tables(cfg, len(names))
         self.updates, self.prunes, self.goes, self.holds = (torch.tensor(tables[k], device=device) for k in ('updates', 'prunes', 'goes', 'holds'))
 
     def scores(self) -> torch.Tensor: # [modules, rank]

@@ -80,7 +80,7 @@ class Evidence:
     def backbones(self, ours: bool) -> list: # names, of those with both arms
         return [b for b in sorted({r['config']['backbone'] for r in self.runs(ours)}) if self.pair(ours, backbone=b)]
 
-# %% ../nbs/07f_checks.ipynb #05c87828
+# %% ../nbs/07f_checks.ipynb #da149dfc
 PAPER_BACKBONES = list(SPECIFICATIONS.index)
 _ONLY = 'It speaks of the paper\'s own numbers; there is nothing in our setting to test it on.'
 
@@ -97,7 +97,7 @@ def _agree(ours: list, printed: list, digits: int) -> bool:
 def _rows_of(record: dict) -> dict: # domain -> rows in all splits
     return {d: sum(split.get(d, 0) for split in record['data']['domains'].values()) for d in record['data']['domains']['train']}
 
-
+# %% ../nbs/07f_checks.ipynb #e84ccafb
 def sources(e: Evidence, ours: bool) -> Verdict:
     found = e.runs(ours)
     if not ours and not found:
@@ -148,7 +148,7 @@ def share_of_total(e: Evidence, ours: bool) -> Verdict:
     return decided(_agree(true, list(SPECIFICATIONS.share), 1), f'Of the true total it is {true[0]:.2f} % and {true[1]:.2f} %. '
                    f'The printed {printed[0]:.2f} % and {printed[1]:.2f} % divide by stored elements.', llama3_8b=true[0], qwen2_7b=true[1])
 
-# %% ../nbs/07f_checks.ipynb #5b3f8cd1
+# %% ../nbs/07f_checks.ipynb #9e9daf68
 def scaling(e: Evidence, ours: bool) -> Verdict:
     found = e.runs(ours, 'QLoRA') if ours else []
     if ours and not found: return untested('No whole run of QLoRA is at hand.')
@@ -171,7 +171,7 @@ def effective_batch(e: Evidence, ours: bool) -> Verdict:
     if not found: return untested('No whole run is at hand.')
     return decided({r['config']['batch_size'] for r in found} == {16}, f"{len(found)} runs took {found[0]['config']['batch_size']} rows a step, {len(found[0]['history'])} steps.", [r['run_id'] for r in found])
 
-
+# %% ../nbs/07f_checks.ipynb #ee8575b0
 def perplexity_identity(e: Evidence, ours: bool) -> Verdict:
     if not ours:
         off = max(abs(math.exp(row.loss) - row.perplexity) for row in RESULTS.itertuples())
@@ -249,7 +249,7 @@ def same_capacity(e: Evidence, ours: bool) -> Verdict:
     return decided(counts[1] / counts[0] > .99, f'They start alike and do not end alike: {counts[0] / 1e6:.2f} M for QLoRA, {counts[1] / 1e6:.2f} M for AdaLoRA after pruning '
                    f'({100 * counts[1] / counts[0]:.1f} %). Whether that explains the gap needs QLoRA at rank 8.', runs, qlora=counts[0], adalora=counts[1])
 
-# %% ../nbs/07f_checks.ipynb #4cb1c44f
+# %% ../nbs/07f_checks.ipynb #613033ab
 def _final(runs): return np.array([metric_value(r, 'loss', 'after')['value'] for r in runs])
 
 
@@ -268,9 +268,9 @@ def more_stable(e: Evidence, ours: bool) -> Verdict:
 
 def more_epochs(e: Evidence, ours: bool) -> Verdict:
     "Whether AdaLoRA catches up with more epochs"
-    gaps = {}
-    for epochs in sorted({r['config']['epochs'] for r in e.runs(ours)}):
-        both = [e.runs(ours, f'{m}{f", {epochs} epochs" * (epochs > 1)}', epochs=epochs) for m in ('QLoRA', 'AdaLoRA')]
+    gaps, backbone = {}, next(iter(e.backbones(ours)), '')
+    for epochs in sorted({r['config']['epochs'] for r in e.runs(ours, backbone=backbone)}):
+        both = [e.runs(ours, f'{m}{f", {epochs} epochs" * (epochs > 1)}', backbone=backbone, epochs=epochs) for m in ('QLoRA', 'AdaLoRA')]
         if all(both): gaps[epochs] = compare(*both, 'loss', e.base)
     if len(gaps) < 2: return untested('It needs whole runs of both methods at two numbers of epochs.')
     first, last = gaps[min(gaps)], gaps[max(gaps)]

@@ -6,7 +6,7 @@
 __all__ = ['SMALLEST', 'QUANTITIES', 'reading', 'mcnemar', 'item_scores', 'crossed_bootstrap', 'by_seed', 'compare', 'arms',
            'comparison_frame', 'mcnemar_frame', 'in_words', 'numbers']
 
-# %% ../nbs/07c_comparison.ipynb #eebf4205
+# %% ../nbs/07c_comparison.ipynb #da679962
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from .frames import arm_name, load_predictions, order, runs_frame, setting_name
+from .frames import arm_name, in_order, load_predictions, one_a_seed, setting_name
 from .reporting import metric_value
 
 # %% ../nbs/07c_comparison.ipynb #1e1107b7
@@ -103,12 +103,12 @@ def compare(first: list,                # records of one arm, a seed each
     return dict(measure=measure, first=values[0].mean(), second=values[1].mean(), effect=(values[1] - values[0]).mean(), low=low, high=high,
                 reading=reading(low, high, SMALLEST[measure]), seeds=len(seeds), items=len(ids), runs=runs[0] + runs[1])
 
-# %% ../nbs/07c_comparison.ipynb #653b1c58
+# %% ../nbs/07c_comparison.ipynb #5ae3792d
 def arms(records: list # complete
          ) -> dict:    # setting -> arm -> its records, a seed each, in the order of every table
     "The records by setting and arm"
     found = {}
-    for r in sorted(records, key=lambda r: order(r['config'])):
+    for r in in_order(records):
         found.setdefault(setting_name(r['config']), {}).setdefault(arm_name(r['config']), []).append(r)
     return found
 
@@ -151,7 +151,7 @@ def in_words(row: dict # of `comparison_frame`
     return (f"{row['arm']} against {row['reference']}, {what}: {effect.format(scale * row['effect'])}, 95 % interval {end.format(scale * row['low'])} to "
             f"{end.format(scale * row['high'])} ({row['seeds']} seed{'s' * (row['seeds'] > 1)}, {row['items']} items): {tail}.")
 
-# %% ../nbs/07c_comparison.ipynb #3e42c7ae
+# %% ../nbs/07c_comparison.ipynb #c2f17f4c
 QUANTITIES = ('train_loss', 'loss', 'reported_loss', 'perplexity', 'text', 'text_norm', 'letter', 'loss_before', 'trainable', 'effective', 'mean_rank')
 
 
@@ -163,7 +163,7 @@ def numbers(records: list,         # complete
             ) -> dict:             # name -> value, spread over seeds or interval, runs
     "Every number that prose may quote"
     found, tidy = {}, lambda x: float(f'{x:.6g}')
-    for (setting, arm), part in runs_frame(records).drop_duplicates(['setting', 'arm', 'seed'], keep='last').groupby(['setting', 'arm'], sort=False):
+    for (setting, arm), part in one_a_seed(records).groupby(['setting', 'arm'], sort=False):
         for q in QUANTITIES:
             spread = dict(sd=tidy(part[q].std())) if len(part) > 1 else {}
             found[f'{_slug(setting)}/{_slug(arm)}/{q}'] = dict(value=tidy(part[q].mean()), **spread, runs=list(part.run_id))

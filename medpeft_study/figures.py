@@ -6,7 +6,7 @@
 __all__ = ['WIDTH', 'STYLE', 'SMOOTH', 'LONG', 'FIGURES', 'arm_looks', 'luminance', 'ink', 'styled', 'leading', 'spread', 'short',
            'free_place', 'rate_arms', 'gaps', 'gap_rows', 'overview', 'smoothed', 'loss_curves', 'losses', 'parameters',
            'budget', 'rank_map', 'rank_maps', 'trivial', 'domain_scores', 'domain_title', 'domains', 'cost',
-           'FigureSpec', 'available', 'save_figure', 'write_figures']
+           'FigureSpec', 'available', 'save_figure', 'draw_figures', 'write_figures']
 
 # %% ../nbs/07e_figures.ipynb #dad7ee9a
 import textwrap
@@ -264,7 +264,7 @@ def _reported_rows(ax, runs, names, looks): # a row an arm: task loss, reported 
            xlabel='validation loss (nats a token), a point a seed')
     ax.tick_params(axis='y', length=0)
 
-# %% ../nbs/07e_figures.ipynb #9171e830
+# %% ../nbs/07e_figures.ipynb #4d52d9d0
 def _gap_panel(ax, printed, measured): # two dicts: words -> percent by seed
     groups = {'printed in the paper': printed, 'measured here': measured}
     place = _grouped_rows(ax, {header: rows for header, rows in groups.items() if rows})
@@ -272,7 +272,8 @@ def _gap_panel(ax, printed, measured): # two dicts: words -> percent by seed
         values = np.atleast_1d(groups[header][name]); mean = values.mean()
         ax.hlines(y, 0, mean, color='.6', lw=1.2, zorder=1)
         _dots(ax, values, [y] * len(values), dict(color='.25', marker='o'), hollow=header == 'printed in the paper', label=name)
-        ax.annotate(f'{mean:.0f} %', (max(values.max(), 0), y), (7, 0), textcoords='offset points', va='center')
+        digits = 1 if header == 'printed in the paper' else 0 # the paper's own
+        ax.annotate(f'{mean:.{digits}f} %', (max(values.max(), 0), y), (7, 0), textcoords='offset points', va='center')
     ax.axvline(0, color='.3', lw=.6)
     low, high = (f([0, *printed.values(), *(v for rows in measured.values() for v in rows)]) for f in (min, max))
     ax.set(xlim=(low - .04 * (high - low) * (low < 0), high + .18 * (high - low)), xlabel="QLoRA's loss below AdaLoRA's (%)")
@@ -639,14 +640,17 @@ def save_figure(fig: Figure,    # of one of the functions above
             with whole_file(path) as tmp: fig.savefig(tmp, format=kind, dpi=150, metadata=said | metadata)
     return paths
 
-# %% ../nbs/07e_figures.ipynb #67ddb464
-def write_figures(records: list, # of `load_records`
+# %% ../nbs/07e_figures.ipynb #dac8f325
+def draw_figures(records: list # of `load_records`
+                 ) -> dict:    # name -> figure, in the order of `FIGURES`; closed, so that a notebook shows each where it is asked to
+    "Draw every figure"
+    figures = {name: spec.draw(records) for name, spec in available(records).items()}
+    for fig in figures.values(): plt.close(fig)
+    return figures
+
+
+def write_figures(figures: dict, # of `draw_figures`
                   folder: Path   # made if missing
-                  ) -> dict:     # name -> paths, in the order of `FIGURES`
-    "Draw and save every figure"
-    paths = {}
-    for name, spec in available(records).items():
-        fig = spec.draw(records)
-        paths[name] = save_figure(fig, folder, name)
-        plt.close(fig)
-    return paths
+                  ) -> dict:     # name -> paths
+    "Save every figure"
+    return {name: save_figure(fig, folder, name) for name, fig in figures.items()}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'ARM', 'records_base', 'load_records', 'load_predictions', 'said', 'title', 'setting_name', 'arm_name',
-           'order', 'run_row', 'runs_frame', 'scores_frame', 'history_frame', 'rank_frame', 'disagreements']
+           'order', 'in_order', 'run_row', 'runs_frame', 'one_a_seed', 'scores_frame', 'history_frame', 'rank_frame',
+           'disagreements']
 
 # %% ../nbs/07b_frames.ipynb #9d40f8d9
 from dataclasses import fields
@@ -20,10 +21,10 @@ from .data import DATASETS
 from .records import RecordError, read_record
 from .reporting import metric_value, peak_gib
 
-# %% ../nbs/07b_frames.ipynb #68d5e88f
+# %% ../nbs/07b_frames.ipynb #3cf9c31c
 def records_base() -> Path: # holds records, predictions, tables, figures
     "The folder of the committed reports; `MEDPEFT_REPORTS` replaces it"
-    return report_paths('committed').base
+    return report_paths('any').base # every named study's
 
 
 def load_records(base: Optional[Path] = None # a reports folder; None for the committed one
@@ -81,7 +82,7 @@ def arm_name(config: dict # of a record
     names = [n for n in ARM if n not in _SILENT and (spec.adaptive or n not in BUDGET_FIELDS)]
     return ', '.join([spec.title, *said(config, names)])
 
-# %% ../nbs/07b_frames.ipynb #abb50d56
+# %% ../nbs/07b_frames.ipynb #df12c170
 def order(config: dict # of a record
           ) -> tuple:  # sorts settings, then arms, then seeds
     "The place of a run in every table and figure"
@@ -89,6 +90,12 @@ def order(config: dict # of a record
     setting, arm = setting_name(config), arm_name(config)
     return (config['max_steps'] is not None, place(DATASETS, config['dataset']), place(BACKBONES, config['backbone']), len(setting), setting,
             arm.count(','), place(METHODS, config['method']), arm, config['seed'])
+
+
+def in_order(records: list # complete
+             ) -> list:    # the same, by setting, arm, seed and id
+    "Records in the order of every table, however they were read"
+    return sorted(records, key=lambda r: (order(r['config']), r['run_id']))
 
 # %% ../nbs/07b_frames.ipynb #e1e581a3
 _SCORES = dict(loss=('loss', 'answer'), perplexity=('perplexity', 'answer'), text=('accuracy', 'text'), text_norm=('accuracy', 'text_norm'), letter=('accuracy', 'letter'))
@@ -110,19 +117,25 @@ def run_row(record: dict # complete
         training_seconds=resources['seconds']['training'], tokens_per_second=resources['tokens_per_second'],
         memory=peak_gib(record), energy=resources.get('energy'))
 
-# %% ../nbs/07b_frames.ipynb #1a30700c
+# %% ../nbs/07b_frames.ipynb #88e113e3
 def runs_frame(records: list   # of `load_records`
                ) -> pd.DataFrame: # in the order of `order`; losses in nats a token, memory in GiB, energy in Wh or missing
     "A row a run"
-    return pd.DataFrame([run_row(r) for r in sorted(records, key=lambda r: order(r['config']))])
+    return pd.DataFrame([run_row(r) for r in in_order(records)])
 
-# %% ../nbs/07b_frames.ipynb #760f3d02
+
+def one_a_seed(records: list # complete
+               ) -> pd.DataFrame: # of `runs_frame`
+    "The runs, one a setting, arm and seed: two that differ in what changes no number would count a seed twice"
+    return runs_frame(records).drop_duplicates(['setting', 'arm', 'seed'], keep='last')
+
+# %% ../nbs/07b_frames.ipynb #ac263bc6
 _WHO = ['run_id', 'setting', 'arm', 'method', 'seed']
 
 
 def _joined(records, rows): # rows of each record, behind who it is
     who = lambda r: {k: v for k, v in run_row(r).items() if k in _WHO}
-    return pd.DataFrame([named | row for r in sorted(records, key=lambda r: order(r['config'])) for named in [who(r)] for row in rows(r)])
+    return pd.DataFrame([named | row for r in in_order(records) for named in [who(r)] for row in rows(r)])
 
 
 def scores_frame(records: list) -> pd.DataFrame: # split, when, protocol, domain, metric, value, stderr, low, high, n

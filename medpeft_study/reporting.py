@@ -74,7 +74,7 @@ def verdicts(before: pd.DataFrame, # predictions of one split before training
         rows.append({'item': before.item_id[i], 'right': choices[before.answer[i]], 'before training': choices[before.text[i]], 'after training': choices[after.text[i]]})
     return pd.DataFrame(rows[:n]).set_index('item')
 
-# %% ../nbs/07_reporting.ipynb #f669440c
+# %% ../nbs/07_reporting.ipynb #4022a9ea
 def metric_value(record: dict, # complete
                  metric: str,  # loss, perplexity, accuracy, reported_loss
                  when: str,    # before or after
@@ -86,7 +86,7 @@ def metric_value(record: dict, # complete
         if all(m[k] == v for k, v in wanted.items()): return m
     raise KeyError(f"{record['run_id']} holds no metric with {wanted}")
 
-
+# %% ../nbs/07_reporting.ipynb #ac28836e
 def peak_gib(record: dict # complete
              ) -> float:  # GiB: what PyTorch reserved on a GPU; the process's own on a CPU
     "Peak memory of the device that computed"

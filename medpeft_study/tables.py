@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STYLE', 'FORMATS', 'SPECIFIED', 'MARKS', 'RULES', 'TABLES', 'Column', 'Table', 'cell', 'printed', 'is_numeric',
            'blocks', 'raw', 'csv_text', 'markdown', 'tex', 'tex_rules', 'tex_body', 'tex_lines', 'latex', 'gt_table',
-           'html_table', 'html_fragment', 'html_page', 'write_table', 'in_order', 'split_counts', 'source_row',
-           'source_rows', 'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'computed',
-           'print_specification', 'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones',
-           'paper_configs', 'one_a_seed', 'mean_and_spread', 'result_row', 'result_rows', 'beside_paper', 'print_seeds',
-           'table_results', 'seeds_interval', 'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row',
-           'parameter_rows', 'table_parameters', 'table_cost', 'write_tables']
+           'html_table', 'html_fragment', 'html_page', 'write_table', 'split_counts', 'source_row', 'source_rows',
+           'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'computed', 'print_specification',
+           'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones', 'paper_configs',
+           'mean_and_spread', 'result_row', 'result_rows', 'beside_paper', 'print_seeds', 'table_results',
+           'seeds_interval', 'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row', 'parameter_rows',
+           'table_parameters', 'table_cost', 'build_tables', 'write_tables']
 
-# %% ../nbs/07d_tables.ipynb #2d3b1b0b
+# %% ../nbs/07d_tables.ipynb #04f1c617
 import html
 import re
 from collections import Counter
@@ -31,7 +31,7 @@ from .backbones import BACKBONES, architecture
 from .config import make_config
 from .data import DATASETS, PHENOTYPE_DOMAINS
 from .evaluation import ALL
-from .frames import arm_name, order, runs_frame, said, scores_frame, setting_name, title
+from .frames import arm_name, in_order, one_a_seed, order, runs_frame, said, scores_frame, setting_name, title
 from .paper import ALL_ROWS, RESULTS, SAMPLES, SOURCES, SPECIFICATIONS, TRAIN_ROWS, VAL_ROWS
 from .records import whole_file
 from .reporting import PROTOCOLS
@@ -238,12 +238,6 @@ def write_table(table: Table,
         with whole_file(paths[-1]) as tmp: tmp.write_bytes(text(table).encode())
     return paths
 
-# %% ../nbs/07d_tables.ipynb #7e274c53
-def in_order(records: list # complete
-             ) -> list:    # the same, by setting, arm, seed and id
-    "Records in the order of every table, however they were read"
-    return sorted(records, key=lambda r: (order(r['config']), r['run_id']))
-
 # %% ../nbs/07d_tables.ipynb #3651f687
 def split_counts(records: list # complete
                  ) -> dict:    # dataset as printed -> (its key, split -> domain -> rows, a record)
@@ -383,16 +377,10 @@ def table_backbones(records: list # complete
              'Agrees: ours, rounded to the digits that the paper prints, is what it prints.')
     return Table('table2_backbones', 2, 'Backbones: computed here and as printed in the paper', pd.DataFrame(rows, dtype=object), columns, notes, 'backbone')
 
-# %% ../nbs/07d_tables.ipynb #650bd575
+# %% ../nbs/07d_tables.ipynb #3da65b10
 def paper_configs() -> list: # configs as records hold them, resolved
     "The four runs of the paper"
     return [asdict(resolve_adapter(make_config('paper', m, backbone=b, device='cuda'))) for b, m in RESULTS.index]
-
-
-def one_a_seed(records: list # complete
-               ) -> pd.DataFrame: # of `runs_frame`
-    "The runs, one a setting, arm and seed: what only differs in silent fields would count a seed twice"
-    return runs_frame(in_order(records)).drop_duplicates(['setting', 'arm', 'seed'], keep='last')
 
 
 def mean_and_spread(values: pd.Series # a value a seed
@@ -482,10 +470,10 @@ def baseline_rows(records: list) -> list: # a row a setting and split
                 items=r['data']['scored'][split], before=found[rule], after=found[rule]))
     return list(rows.values())
 
-# %% ../nbs/07d_tables.ipynb #c4d0d8b9
+# %% ../nbs/07d_tables.ipynb #6d0e63d9
 def accuracy_rows(records: list) -> list: # a row a setting, arm, split and protocol
     "Accuracy before and after training"
-    scores, rows = scores_frame(in_order(records)), {}
+    scores, rows = scores_frame(records), {}
     scores = scores[scores.run_id.isin(one_a_seed(records).run_id) & (scores.metric == 'accuracy') & (scores.domain == ALL)]
     for (setting, arm, split, protocol, when), part in scores.groupby(['setting', 'arm', 'split', 'protocol', 'when'], sort=False):
         row = rows.setdefault((setting, arm, split, protocol), dict(setting=setting, arm=arm, protocol=PROTOCOLS.get(protocol, protocol),
@@ -551,7 +539,7 @@ def table_parameters(records: list # complete
              'After pruning: what the final ranks leave. PEFT masks the rest and keeps it in memory until the adapter is saved and loaded.')
     return Table('table5_parameters', 5, 'What parameters can mean', frame, columns, notes, 'setting')
 
-# %% ../nbs/07d_tables.ipynb #a7ab1282
+# %% ../nbs/07d_tables.ipynb #f6a26c3f
 _COSTS = {'runs': ('run_id', 'size'), 'training (s)': ('training_seconds', 'median'), 'in all (s)': ('seconds', 'median'),
           'tokens/s': ('tokens_per_second', 'median'), 'peak memory (GiB)': ('memory', 'max'), 'energy (Wh)': ('energy', 'median')}
 
@@ -559,7 +547,7 @@ _COSTS = {'runs': ('run_id', 'size'), 'training (s)': ('training_seconds', 'medi
 def table_cost(records: list # complete
                ) -> Table:
     "Table 6: time, speed, memory, and energy where a device tells it"
-    runs = runs_frame(in_order(records)).astype(dict(energy=float))
+    runs = runs_frame(records).astype(dict(energy=float))
     frame = runs.groupby(['setting', 'arm', 'device'], sort=False).agg(**_COSTS).reset_index()
     if runs.energy.isna().all(): frame = frame.drop(columns='energy (Wh)')
     columns = (Column('Arm', {'arm': '{}'}), Column('Device', {'device': '{}'}), Column('Runs', {'runs': '{}'}),
@@ -571,13 +559,19 @@ def table_cost(records: list # complete
              'Runs that shared a GPU with others are slower than they would be alone: times compare arms of one setting at best.')
     return Table('table6_cost', 6, 'Time, speed and memory', frame.astype(object), columns, notes, 'setting')
 
-# %% ../nbs/07d_tables.ipynb #25fd6c20
+# %% ../nbs/07d_tables.ipynb #67952ee2
 TABLES = dict(table1_sources=table_sources, table2_backbones=table_backbones, table3_results=table_results, table4_accuracy=table_accuracy,
               table5_parameters=table_parameters, table6_cost=table_cost) # name of the files -> records to `Table`
 
 
-def write_tables(records: list, # complete
-                 folder: Path   # made if it is not there
-                 ) -> list:     # paths, four a table
+def build_tables(records: list # complete
+                 ) -> list:    # of `Table`, in the order of `TABLES`
+    "Every table"
+    return [build(records) for build in TABLES.values()]
+
+
+def write_tables(tables: list, # of `build_tables`
+                 folder: Path  # made if it is not there
+                 ) -> list:    # paths, four a table
     "Save every table in every format"
-    return [path for build in TABLES.values() for path in write_table(build(records), folder)]
+    return [path for table in tables for path in write_table(table, folder)]

@@ -7,13 +7,12 @@ __all__ = ['Pack', 'micro_batches', 'pack', 'filled', 'row_mask', 'task_loss', '
            'learning_rates', 'Stepper', 'Replay', 'recompute_activations', 'TrainingError', 'entries', 'train',
            'check_allocation', 'average_train_loss', 'Progress']
 
-# %% ../nbs/04_training.ipynb #8f6c6175
+# %% ../nbs/04_training.ipynb #b387cb22
 import math
 import sys
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -28,9 +27,8 @@ from .backbones import supervised_logits
 from .config import RunConfig
 from .prompts import collate, epoch_batches, n_supervised
 
-# %% ../nbs/04_training.ipynb #b4fb9358
-@dataclass(frozen=True)
-class Pack:
+# %% ../nbs/04_training.ipynb #85b10417
+class Pack(NamedTuple):
     "A micro-batch: lines of tokens, and which of their predictions are scored"
     ids: torch.Tensor       # int64 [lines, length]
     positions: torch.Tensor # int64 [lines, length], counted from the beginning of the row
@@ -45,7 +43,7 @@ def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of rows, at most 
     ordered = sorted(rows, key=lambda r: len(r.input_ids))
     return [ordered[i:i + cfg.micro_batch_size] for i in range(0, len(ordered), cfg.micro_batch_size)]
 
-# %% ../nbs/04_training.ipynb #19c76345
+# %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
          cfg: RunConfig, # loss_scope, max_length
          pad_id: int     # id of the padding token
@@ -61,14 +59,17 @@ def pack(rows: list,    # `Encoded` rows of a micro-batch
     return Pack(flat(batch['input_ids']), flat(place), flat(row), flat(batch['attention_mask'].bool()), where, labels[there][where])
 
 
-def filled(p: Pack, length: int, scored: int) -> Pack: # of `length` tokens a line and `scored` predictions
+def filled(p: Pack,
+           lines: int, length: int, # the common size
+           scored: int              # predictions
+           ) -> Pack:
     "Fill a pack up to a common size; what fills it is seen by no row and scored by no loss"
-    more, rest = length - p.ids.shape[1], scored - len(p.where)
-    wide = [F.pad(x, (0, more), value=v) for x, v in ((p.ids, 0), (p.positions, 0), (p.rows, -1), (p.real, True))]
-    where = p.where // p.ids.shape[1] * length + p.where % p.ids.shape[1]
+    (below, width), rest = p.ids.shape, scored - len(p.where)
+    wide = [F.pad(x, (0, length - width, 0, lines - below), value=v) for x, v in zip(p, (0, 0, -1, True))]
+    where = p.where // width * length + p.where % width
     return Pack(*wide, F.pad(where, (0, rest)), F.pad(p.targets, (0, rest), value=-100))
 
-# %% ../nbs/04_training.ipynb #29d2ae38
+# %% ../nbs/04_training.ipynb #cd2bfb4b
 def row_mask(rows: torch.Tensor, # int64 [lines, length], which row a token belongs to
              real: torch.Tensor  # bool [lines, length], which tokens may be seen
              ) -> torch.Tensor:  # bool [lines, 1, length, length]: who sees whom
@@ -83,11 +84,11 @@ def task_loss(model: nn.Module, # backbone with its adapter, not PEFT's wrapper,
               ) -> torch.Tensor: # float32 scalar in nats, summed over the supervised tokens
     "Summed cross-entropy of the next tokens"
     device = model.get_input_embeddings().weight.device
-    p = Pack(*(getattr(p, f).to(device) for f in Pack.__dataclass_fields__))
+    p = Pack(*(x.to(device) for x in p))
     logits = supervised_logits(model, p.ids, p.where, attention_mask=row_mask(p.rows, p.real), position_ids=p.positions)
     return F.cross_entropy(logits, p.targets, reduction='sum', ignore_index=-100)
 
-# %% ../nbs/04_training.ipynb #f7b6c803
+# %% ../nbs/04_training.ipynb #d971dd3e
 def sizes_for(lengths: list, # tokens of each pack
               sizes: int = 4 # at most so many
               ) -> list:     # the size of each pack, at least its length
@@ -95,7 +96,7 @@ def sizes_for(lengths: list, # tokens of each pack
     steps = sorted({-(-int(np.quantile(lengths, q)) // 64) * 64 for q in np.linspace(0, 1, sizes + 1)[1:]})
     return [next(s for s in steps if s >= n) for n in lengths]
 
-
+# %% ../nbs/04_training.ipynb #afaf38bb
 class Plan:
     "Every micro-batch of a run, on the device"
 
@@ -108,28 +109,24 @@ class Plan:
         self.steps = [[rows[i] for i in b] for b in batches]
         cut = [micro_batches(step, cfg) for step in self.steps]
         packs = [pack(m, cfg, pad_id) for ms in cut for m in ms]
-        lengths = [p.ids.shape[1] for p in packs]
-        self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
+        lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
+        self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
         self.tokens = [sum(n_supervised(r, cfg.loss_scope, cfg.max_length) for r in step) for step in self.steps]
         self.input_tokens = [sum(len(r.input_ids) for r in step) for step in self.steps]
-        lines, scored = max(p.ids.shape[0] for p in packs), max(len(p.where) for p in packs)
-        alike = [filled(_with_lines(p, lines), max(self.sizes), scored) for p in packs]
-        self.packs = [torch.stack(x).to(device) for x in zip(*([getattr(p, f) for f in Pack.__dataclass_fields__] for p in alike))]
+        self.packs = Pack(*(torch.stack(x).to(device) for x in zip(*(filled(p, lines, max(self.sizes), scored) for p in packs))))
         self.share = torch.tensor([1 / n for n, k in zip(self.tokens, self.counts) for _ in range(k)], device=device)
 
-    def at(self, index: torch.Tensor, # int64 [1] on the device
-           size: int                  # tokens a line
-           ) -> tuple:                # Pack, and one over the supervised tokens of its step
-        "The pack at a place that the device knows"
-        *lines, where, targets = (x.index_select(0, index)[0] for x in self.packs)
-        widest = self.packs[0].shape[-1]
-        return Pack(*(x[:, :size] for x in lines), where // widest * size + where % widest, targets), self.share.index_select(0, index)[0]
-
-# %% ../nbs/04_training.ipynb #68207ea4
-def _with_lines(p: Pack, lines: int) -> Pack: # a last, smaller micro-batch under `padded` gets lines that nothing scores
-    more = lines - p.ids.shape[0]
-    return Pack(*(F.pad(x, (0, 0, 0, more), value=v) for x, v in ((p.ids, 0), (p.positions, 0), (p.rows, -1), (p.real, True))), p.where, p.targets)
+# %% ../nbs/04_training.ipynb #a75e9961
+@patch
+def at(self: Plan,
+       index: torch.Tensor, # int64 [1] on the device
+       size: int            # tokens a line
+       ) -> tuple:          # Pack, and one over the supervised tokens of its step
+    "The pack at a place that the device knows"
+    *lines, where, targets = (x.index_select(0, index)[0] for x in self.packs)
+    widest = self.packs.ids.shape[-1]
+    return Pack(*(x[:, :size] for x in lines), where // widest * size + where % widest, targets), self.share.index_select(0, index)[0]
 
 # %% ../nbs/04_training.ipynb #f786b496
 def make_optimizer(params: list,  # trainable parameters
@@ -199,30 +196,28 @@ def finish(self: Stepper):
     grad.zero_(); self.task.zero_()
     self.step += 1
 
-# %% ../nbs/04_training.ipynb #b1aa401e
+# %% ../nbs/04_training.ipynb #d65807ec
 class Replay:
     "Run a function, record it as a CUDA graph, replay it"
 
-    def __init__(self, function: Callable, stream=None): # the stream to record on; None to always run
-        self.function, self.stream, self.graphs, self.met = function, stream, {}, set()
+    def __init__(self,
+                 function: Callable,
+                 stream=None, # to record on; None to always run
+                 pool=None):  # of memory; recordings that are replayed one after another may share it
+        self.function, self.stream, self.pool, self.graphs, self.met = function, stream, pool, {}, set()
 
     def __call__(self, *key): # the function's arguments: the recording is good for the same ones
         if self.stream is None or key not in self.met: self.met.add(key); return self.function(*key)
         if key not in self.graphs:
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=self.stream, pool=Replay.pool()): self.function(*key)
+                with torch.cuda.graph(graph, stream=self.stream, pool=self.pool): self.function(*key)
             except RuntimeError as e:
                 print(f'Not recorded, so slower: {str(e).splitlines()[0]}', flush=True)
                 self.stream = None
                 return self.function(*key)
             self.graphs[key] = graph
         self.graphs[key].replay()
-
-    @staticmethod
-    def pool(): # the recordings are replayed one after another: they may use the same memory
-        if not hasattr(Replay, '_pool'): Replay._pool = torch.cuda.graph_pool_handle()
-        return Replay._pool
 
 # %% ../nbs/04_training.ipynb #2757ca10
 def recompute_activations(model: nn.Module): # changed in place
@@ -252,7 +247,7 @@ def entries(stepper: Stepper, # as far as it has come
                           grad_norm=norm, reported_loss=task + weight * penalty, total_rank=int(kept) if ranks is None else ranks))
     return found
 
-# %% ../nbs/04_training.ipynb #b247a229
+# %% ../nbs/04_training.ipynb #6d6d8b46
 def train(model: nn.Module,                   # with an adapter; trained in place
           rows: list,                         # `Encoded` rows of the training split
           cfg: RunConfig,                     # resolved
@@ -266,7 +261,8 @@ def train(model: nn.Module,                   # with an adapter; trained in plac
     device = model.get_input_embeddings().weight.device
     stepper, rates = Stepper(model, Plan(rows, cfg, pad_id, device), cfg), learning_rates(cfg)
     stream = torch.cuda.Stream() if device.type == 'cuda' and record and not cfg.gradient_checkpointing else None
-    accumulate, finish = Replay(stepper.accumulate, stream), Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None)
+    pool = torch.cuda.graph_pool_handle() if stream else None
+    accumulate, finish = Replay(stepper.accumulate, stream, pool), Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None, pool)
     with _training(stream):
         history = _loop(stepper, accumulate, finish, rates, on_step)
     if stream: torch.cuda.empty_cache() # the recordings' memory
