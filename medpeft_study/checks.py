@@ -8,9 +8,9 @@ __all__ = ['CONFIRMED', 'REFUTED', 'NOT_SUPPORTED', 'NOT_TESTABLE', 'PAPER_BACKB
            'backbone_sizes', 'quantized_sizes', 'trainable_counts', 'share_of_total', 'scaling', 'rank_reduction',
            'effective_batch', 'perplexity_identity', 'reductions', 'is_task_loss', 'lower', 'consistent',
            'measured_reduction', 'same_capacity', 'more_stable', 'more_epochs', 'uniform_importance', 'saves_memory',
-           'sacrifices_nothing', 'Claim', 'judge', 'claims_frame', 'verdict_table', 'claims_page']
+           'sacrifices_nothing', 'Claim', 'judge', 'verdict_table', 'claims_page']
 
-# %% ../nbs/07f_checks.ipynb #c5ed1996
+# %% ../nbs/07f_checks.ipynb #4f3cf978
 import math
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
-import pandas as pd
 from scipy.stats import spearmanr
 
 from .adapters import count_parameters
@@ -363,7 +362,7 @@ CLAIMS += [
     Claim('saves-memory', '4-bit quantization reduces memory substantially.', 'Discussion', 'peak memory is a quarter lower than on a 16-bit base', saves_memory),
     Claim('sacrifices-nothing', 'It does so without loss of performance.', 'Discussion', 'the loss is higher by less than 0.02 nats', sacrifices_nothing)]
 
-# %% ../nbs/07f_checks.ipynb #a9d1fe21
+# %% ../nbs/07f_checks.ipynb #65272c4a
 def judge(records: list,              # complete
           base: Optional[Path] = None # reports folder, for predictions
           ) -> list:                  # a dict a claim, with a verdict for the paper's setting and one for ours
@@ -372,15 +371,12 @@ def judge(records: list,              # complete
     plain = lambda v: dict(verdict=v.verdict, because=v.because, records=sorted(v.records), numbers={k: float(f'{x:.6g}') for k, x in v.numbers.items()})
     return [dict(name=c.name, statement=c.statement, place=c.place, criterion=c.criterion, paper=plain(c.check(evidence, False)), ours=plain(c.check(evidence, True))) for c in CLAIMS]
 
-
-def claims_frame(judged: list) -> pd.DataFrame: # statement, the paper's setting, our setting
-    "The verdicts at a glance"
-    return pd.DataFrame([dict(claim=c['statement'], **{"paper's setting": c['paper']['verdict'], 'our setting': c['ours']['verdict']}) for c in judged], index=[c['name'] for c in judged])
-
-# %% ../nbs/07f_checks.ipynb #447f038c
-def verdict_table(judged: list) -> str: # Markdown
+# %% ../nbs/07f_checks.ipynb #630cf7bd
+def verdict_table(judged: list,   # of `judge`
+                  page: str = '' # that holds the reasons; '' for the same one
+                  ) -> str:      # Markdown
     "The verdicts at a glance, each claim a link to its reason"
-    rows = [f"| [{c['statement']}](#{c['name']}) | {c['paper']['verdict']} | {c['ours']['verdict']} |" for c in judged]
+    rows = [f"| [{c['statement']}]({page}#{c['name']}) | {c['paper']['verdict']} | {c['ours']['verdict']} |" for c in judged]
     return '\n'.join(["| claim | paper's setting | our setting |", '|---|---|---|', *rows]).replace(NOT_TESTABLE, 'not testable')
 
 

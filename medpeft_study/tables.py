@@ -162,14 +162,14 @@ def latex(table: Table) -> str: # needs the packages booktabs and graphicx
         r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%', *tex_lines(table), '}', r'\par\smallskip',
         r'\begin{minipage}{\linewidth}\footnotesize', *notes, r'\end{minipage}', r'\end{table}']) + '\n'
 
-# %% ../nbs/07d_tables.ipynb #ab87b87f
+# %% ../nbs/07d_tables.ipynb #6057c360
 STYLE = '''
 .study-table { margin: 1.5em 0; padding: 0; color: inherit; }
 .study-table > figcaption { margin: 0 0 .5em; font-size: 1em; color: inherit; text-align: left; }
 .study-table > div { overflow-x: auto; }
-.study-table .gt_table { border-collapse: collapse; width: auto; margin: 0; border: 0; border-top: 2px solid; border-bottom: 2px solid; font-size: .9em; line-height: 1.35; color: inherit; background: none; }
+.study-table .gt_table { border-collapse: collapse; width: auto; margin: 0; border: 0; border-top: 2px solid; border-bottom: 2px solid; font-size: .85em; line-height: 1.35; color: inherit; background: none; }
 .study-table .gt_table tr, .study-table .gt_table th, .study-table .gt_table td { border: 0; color: inherit; background: none; font-size: inherit; font-weight: inherit; }
-.study-table .gt_table th, .study-table .gt_table td { padding: .28em .75em; max-width: 26em; vertical-align: baseline; font-variant-numeric: tabular-nums; }
+.study-table .gt_table th, .study-table .gt_table td { padding: .28em .55em; max-width: 26em; vertical-align: baseline; font-variant-numeric: tabular-nums; }
 .study-table .gt_table thead th { vertical-align: bottom; font-weight: 600; }
 .study-table .gt_table tbody { border-top: 1px solid; }
 .study-table .gt_table .gt_column_spanner { display: block; border-bottom: 1px solid; padding-bottom: .15em; }
