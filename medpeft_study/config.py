@@ -171,13 +171,13 @@ class RunConfig(TrainingFields, AdapterFields, BackboneFields, DataFields, Subje
         "The targets as a tuple"
         return tuple(m.strip() for m in self.target_modules.split(',') if m.strip())
 
-# %% ../nbs/00_config.ipynb #4470bdef
+# %% ../nbs/00_config.ipynb #2d59192e
 def budget_steps(cfg: RunConfig  # config of an adaptive method
                  ) -> dict:      # PEFT's `tinit`, `tfinal` and `total_step`, in optimizer steps; `ConfigError` if no step is left between
     "Where pruning begins and ends, in optimizer steps"
     total = cfg.total_steps
     begin, end = round(cfg.budget_start * total), round(cfg.budget_end * total)
-    if begin >= end:
+    if end <= max(begin, 1): # importance is measured in the steps before the last pruning
         raise ConfigError(f'budget_start = {cfg.budget_start} and budget_end = {cfg.budget_end} leave no step for pruning '
                           f'in a run of {total} steps; widen the phase or train longer.')
     return dict(tinit=begin, tfinal=total - end, total_step=total)
