@@ -91,11 +91,15 @@ class Allocator:
         tables = schedule_tables(cfg, len(names))
         self.updates, self.prunes, self.goes, self.holds = (torch.tensor(tables[k], device=device) for k in ('updates', 'prunes', 'goes', 'holds'))
 
+    def of(self, b: Block) -> tuple: # (average, uncertainty), views of the vectors
+        "What is kept of the importance of a block"
+        return tuple(x[b.values.storage_offset():][:b.values.numel()].view_as(b.values) for x in (self.average, self.uncertainty))
+
     def scores(self) -> torch.Tensor: # [modules, rank]
         "The importance of every direction"
-        vector, means = self.average * self.uncertainty, {}
+        means = {}
         for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
-            parts = [vector[b.values.storage_offset():][:b.values.numel()].view_as(b.values).mean(dim) for b in self.flat.of(kind)]
+            parts = [torch.mul(*self.of(b)).mean(dim) for b in self.flat.of(kind)]
             means[kind] = torch.cat(parts)[self.order[kind]]
         return means['lora_E'] + means['lora_A'] + means['lora_B']
 
@@ -107,10 +111,12 @@ def allocate(self: Allocator,
              grad: torch.Tensor  # gradient behind the importance, shaped like the vector
              ) -> torch.Tensor:  # directions kept, int64 scalar
     "Update the importance and prune, after the optimizer has stepped"
-    now = (self.flat.values * grad).abs_()
     updates, prunes, goes, holds = (table.index_select(0, step) for table in (self.updates, self.prunes, self.goes, self.holds)) # plain indexing would ask the host
-    self.average.lerp_(now, updates * (1 - self.betas[0]))
-    self.uncertainty.lerp_((now - self.average).abs_(), updates * (1 - self.betas[1]))
+    for b in self.flat.blocks: # one after another: what is written down between is as long as a block, not as the adapter
+        average, uncertainty = self.of(b)
+        now = (b.values * grad[b.values.storage_offset():][:b.values.numel()].view_as(b.values)).abs_()
+        average.lerp_(now, updates * (1 - self.betas[0]))
+        uncertainty.lerp_(now.sub_(average).abs_(), updates * (1 - self.betas[1]))
     scores = self.scores()
     threshold = scores.flatten().sort().values.index_select(0, (goes - 1).clamp_min(0))
     self.kept.copy_(torch.where(prunes, scores > threshold, self.kept))

@@ -6,7 +6,8 @@
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'backbone_spec', 'resolve_backbone', 'architecture', 'meta_model',
            'convert_gguf', 'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears',
            'quantize_nf4', 'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer',
-           'load_backbone', 'pretrained_backbone', 'supervised_logits', 'check_head']
+           'load_backbone', 'pretrained_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
+           'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
 import logging
@@ -261,6 +262,8 @@ def random_backbone(config: PretrainedConfig, # architecture
         module.to_empty(device=device, recurse=False).to(dtype)
         for key, p in module.named_parameters(recurse=False): fill_random(key, p.data, config.initializer_range, generator)
         if id(module) in to_pack: model.set_submodule(name, quantize_nf4(module, dtype, cfg.double_quant))
+        if id(module) in to_pack: module.weight = None # the list above still holds the module
+        if device.type == 'cuda': torch.cuda.empty_cache() # what was packed leaves holes that the next layer does not fit
     model.tie_weights()
     if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
     return model
@@ -327,17 +330,28 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     except (OSError, ValueError) as e: raise BackboneError(f'{folder} cannot be loaded: {str(e).splitlines()[0]}') from e
 
 # %% ../nbs/02_backbones.ipynb #4868cc14
-def supervised_logits(model: nn.Module,       # the backbone, adapters injected or not
+def supervised_hidden(model: nn.Module,       # the backbone, adapters injected or not
                       input_ids: torch.Tensor, # int64 [rows, length]
                       where: torch.Tensor,     # positions whose next token is scored: bool [rows, length], or int64 places in the flattened rows
                       **kwargs                 # attention_mask, position_ids
-                      ) -> torch.Tensor:       # float32 logits [scored positions, vocabulary]
-    "Logits at the chosen positions, in row order"
+                      ) -> torch.Tensor:       # [scored positions, width]
+    "Hidden states at the chosen positions, in row order"
     hidden = model.get_decoder()(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
-    hidden = hidden[where] if where.dtype == torch.bool else hidden.flatten(0, 1)[where]
+    return hidden[where] if where.dtype == torch.bool else hidden.flatten(0, 1)[where]
+
+
+def head_logits(model: nn.Module,    # the backbone
+                hidden: torch.Tensor # [positions, width]
+                ) -> torch.Tensor:   # float32 [positions, vocabulary]
+    "What the output head makes of hidden states"
     logits = model.get_output_embeddings()(hidden).float()
     cap = getattr(model.config, 'final_logit_softcapping', None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def supervised_logits(model: nn.Module, input_ids: torch.Tensor, where: torch.Tensor, **kwargs) -> torch.Tensor: # float32 [scored positions, vocabulary]
+    "Logits at the chosen positions, as `supervised_hidden` takes them"
+    return head_logits(model, supervised_hidden(model, input_ids, where, **kwargs))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import nn
 from .adapters import method_spec, orthogonality_penalty
 from .backbones import supervised_logits
 from .config import RunConfig
+from .fused import fused
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
 from .training import pack, task_loss
 
@@ -100,9 +101,9 @@ def in_batches(trees: list, # of `Tree`
     if batch: yield batch
 
 # %% ../nbs/05_evaluation.ipynb #7f0c31f9
-def score_trees(model: nn.Module, trees: list, pad_id: int, most: int = 2048) -> list: # `branch_logprobs` in the order of `trees`
-    "Score any number of trees in batches of at most `most` tokens"
-    scored = [None] * len(trees)
+def score_trees(model: nn.Module, trees: list, pad_id: int) -> list: # `branch_logprobs` in the order of `trees`
+    "Score any number of trees, in batches that fill the device"
+    scored, most = [None] * len(trees), 8192 if model.device.type == 'cuda' else 2048
     for batch in in_batches(trees, most):
         for i, logps in zip(batch, branch_logprobs(model, [trees[i] for i in batch], pad_id)): scored[i] = logps
     return scored
@@ -118,7 +119,7 @@ def predict(model: nn.Module, # backbone with or without adapter; put into eval 
     model.eval()
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model # PEFT's own forward would add its penalty
     trees = [item_trees(tokenizer, item, cfg) for item in items]
-    scored = {p: score_trees(base, [t[p] for t in trees], tokenizer.pad_token_id) for p in ('open', 'lettered')}
+    with fused(model): scored = {p: score_trees(base, [t[p] for t in trees], tokenizer.pad_token_id) for p in ('open', 'lettered')}
     model.train(training)
     return pd.DataFrame([prediction(item, {p: scored[p][i] for p in scored}, cfg) for i, item in enumerate(items)])
 

@@ -25,7 +25,7 @@ def merge_parameters(given: dict) -> dict: # papermill's options, as its own par
              {name: _resolve_type(value) for name, value in given['parameters']}, dict(given['parameters_raw'])]
     return {name: value for part in parts for name, value in (part or {}).items()}
 
-# %% ../nbs/09_papermill.ipynb #df3c27f0
+# %% ../nbs/09_papermill.ipynb #0d2aad47
 def complete(given: dict): # papermill's options, changed in place; `ValueError` if the run is refused
     "Check the run and fill in the output path, for a notebook of this project"
     source, output = Path(given['notebook_path'] or '-').resolve(), given['output_path']
@@ -36,8 +36,10 @@ def complete(given: dict): # papermill's options, changed in place; `ValueError`
     os.environ.setdefault('MEDPEFT_REPORTS', str(root/'reports'))
     name = source.stem
     if name == 'run':
-        from medpeft_study.study import finished_note, run_name # the first import that takes seconds
-        name = run_name(params := merge_parameters(given))
+        from medpeft_study.study import finished_note, run_name, settle # the first import that takes seconds
+        params = settle(asked := merge_parameters(given))
+        if 'mode' in params and params != asked: given['parameters_raw'] = (*given['parameters_raw'], ('mode', params['mode'])) # the notebook would choose again
+        name = run_name(params)
         if note := finished_note(params): sys.exit(print(note))
     if name == 'report':
         from medpeft_study.frames import load_records # a broken record, or none, is one sentence too

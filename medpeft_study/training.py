@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pack', 'micro_batches', 'pack', 'filled', 'row_mask', 'task_loss', 'sizes_for', 'Plan', 'make_optimizer',
            'learning_rates', 'Stepper', 'Replay', 'recompute_activations', 'TrainingError', 'entries', 'train',
-           'check_allocation', 'average_train_loss', 'Progress']
+           'training', 'check_allocation', 'average_train_loss', 'Progress']
 
 # %% ../nbs/04_training.ipynb #b387cb22
 import math
@@ -19,12 +19,14 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import get_scheduler
 
 from .adapters import method_spec, module_ranks, nonzero_ranks
 from .allocator import Allocator, FlatAdapter, penalty_backward
-from .backbones import supervised_logits
+from .backbones import head_logits, supervised_hidden
 from .config import RunConfig
+from .fused import PACKED, fused, token_keys
 from .prompts import collate, epoch_batches, n_supervised
 
 # %% ../nbs/04_training.ipynb #85b10417
@@ -32,10 +34,11 @@ class Pack(NamedTuple):
     "A micro-batch: lines of tokens, and which of their predictions are scored"
     ids: torch.Tensor       # int64 [lines, length]
     positions: torch.Tensor # int64 [lines, length], counted from the beginning of the row
-    rows: torch.Tensor      # int64 [lines, length], which row a token belongs to; -1 for what fills the line
+    rows: torch.Tensor      # int64 [lines, length], which row of the step a token belongs to; -1 for what fills the line
     real: torch.Tensor      # bool [lines, length], False for padding that is scored but not seen
     where: torch.Tensor     # int64 [scored], places in the flattened lines whose next token is scored
     targets: torch.Tensor   # int64 [scored], that token; -100 for what fills the list
+    starts: torch.Tensor    # int32 [rows + 1 or more], where rows begin in the flattened lines, and where the last one ends
 
 
 def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of rows, at most `micro_batch_size` long
@@ -46,7 +49,8 @@ def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of rows, at most 
 # %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
          cfg: RunConfig, # loss_scope, max_length
-         pad_id: int     # id of the padding token
+         pad_id: int,    # id of the padding token
+         first: int = 0  # rows of the step that came before
          ) -> Pack:
     "Lay rows end to end, or under the scope `padded` one below the other"
     batch = collate(rows, cfg.loss_scope, pad_id, cfg.max_length)
@@ -56,18 +60,21 @@ def pack(rows: list,    # `Encoded` rows of a micro-batch
     place, row = torch.meshgrid(torch.arange(labels.shape[1]), torch.arange(len(rows)), indexing='xy')
     flat = lambda x: x[there].view(lines, -1)
     where = (labels[there] != -100).nonzero().flatten()
-    return Pack(flat(batch['input_ids']), flat(place), flat(row), flat(batch['attention_mask'].bool()), where, labels[there][where])
+    starts = F.pad(there.sum(1).cumsum(0), (1, 0)).int()
+    return Pack(flat(batch['input_ids']), flat(place), flat(row + first), flat(batch['attention_mask'].bool()), where, labels[there][where], starts)
 
 
 def filled(p: Pack,
            lines: int, length: int, # the common size
-           scored: int              # predictions
+           scored: int,             # predictions
+           starts: int              # numbers, one or more than the rows
            ) -> Pack:
-    "Fill a pack up to a common size; what fills it is seen by no row and scored by no loss"
+    "Fill a pack up to a common size; what fills it is a row of its own, scored by no loss"
     (below, width), rest = p.ids.shape, scored - len(p.where)
     wide = [F.pad(x, (0, length - width, 0, lines - below), value=v) for x, v in zip(p, (0, 0, -1, True))]
     where = p.where // width * length + p.where % width
-    return Pack(*wide, F.pad(where, (0, rest)), F.pad(p.targets, (0, rest), value=-100))
+    ends = F.pad(p.starts, (0, starts - len(p.starts)), value=lines * length)
+    return Pack(*wide, F.pad(where, (0, rest)), F.pad(p.targets, (0, rest), value=-100), ends)
 
 # %% ../nbs/04_training.ipynb #cd2bfb4b
 def row_mask(rows: torch.Tensor, # int64 [lines, length], which row a token belongs to
@@ -79,18 +86,27 @@ def row_mask(rows: torch.Tensor, # int64 [lines, length], which row a token belo
     return ((rows.unsqueeze(-1) == rows.unsqueeze(-2)) & real.unsqueeze(-2) & earlier).unsqueeze(1)
 
 
+_AT_ONCE = 512 # tokens whose logits are held
+
+
 def task_loss(model: nn.Module, # backbone with its adapter, not PEFT's wrapper, whose forward adds a penalty
-              p: Pack
+              p: Pack,
+              longest: int = 0  # tokens of the longest row, or more; packed attention asks for it
               ) -> torch.Tensor: # float32 scalar in nats, summed over the supervised tokens
     "Summed cross-entropy of the next tokens"
     device = model.get_input_embeddings().weight.device
     p = Pack(*(x.to(device) for x in p))
-    logits = supervised_logits(model, p.ids, p.where, attention_mask=row_mask(p.rows, p.real), position_ids=p.positions)
-    return F.cross_entropy(logits, p.targets, reduction='sum', ignore_index=-100)
+    packed = model.config._attn_implementation == PACKED
+    seen = dict(cu_seq_lens_q=p.starts, max_length_q=longest) if packed else dict(attention_mask=row_mask(p.rows, p.real))
+    hidden = supervised_hidden(model, p.ids, p.where, position_ids=p.positions, **seen)
+    nats = lambda h, t: F.cross_entropy(head_logits(model, h), t, reduction='sum', ignore_index=-100)
+    if len(hidden) <= _AT_ONCE: return nats(hidden, p.targets)
+    parts = zip(hidden.split(_AT_ONCE), p.targets.split(_AT_ONCE))
+    return sum(checkpoint(nats, h, t, use_reentrant=False, preserve_rng_state=False) for h, t in parts)
 
 # %% ../nbs/04_training.ipynb #d971dd3e
 def sizes_for(lengths: list, # tokens of each pack
-              sizes: int = 4 # at most so many
+              sizes: int = 8 # at most so many
               ) -> list:     # the size of each pack, at least its length
     "Round lengths up to a few sizes that waste little"
     steps = sorted({-(-int(np.quantile(lengths, q)) // 64) * 64 for q in np.linspace(0, 1, sizes + 1)[1:]})
@@ -108,13 +124,15 @@ class Plan:
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
         self.steps = [[rows[i] for i in b] for b in batches]
         cut = [micro_batches(step, cfg) for step in self.steps]
-        packs = [pack(m, cfg, pad_id) for ms in cut for m in ms]
+        packs = [pack(m, cfg, pad_id, sum(map(len, ms[:i]))) for ms in cut for i, m in enumerate(ms)]
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
         self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
         self.tokens = [sum(n_supervised(r, cfg.loss_scope, cfg.max_length) for r in step) for step in self.steps]
         self.input_tokens = [sum(len(r.input_ids) for r in step) for step in self.steps]
-        self.packs = Pack(*(torch.stack(x).to(device) for x in zip(*(filled(p, lines, max(self.sizes), scored) for p in packs))))
+        full = [filled(p, lines, max(self.sizes), scored, cfg.micro_batch_size + 2) for p in packs]
+        self.packs = Pack(*(torch.stack(x).to(device) for x in zip(*full)))
+        self.longest = max(max(p.starts.diff().max().item(), size - n) for p, size, n in zip(packs, self.sizes, lengths)) # what fills a line is a row too
         self.share = torch.tensor([1 / n for n, k in zip(self.tokens, self.counts) for _ in range(k)], device=device)
 
 # %% ../nbs/04_training.ipynb #a75e9961
@@ -124,9 +142,10 @@ def at(self: Plan,
        size: int            # tokens a line
        ) -> tuple:          # Pack, and one over the supervised tokens of its step
     "The pack at a place that the device knows"
-    *lines, where, targets = (x.index_select(0, index)[0] for x in self.packs)
+    *lines, where, targets, starts = (x.index_select(0, index)[0] for x in self.packs)
     widest = self.packs.ids.shape[-1]
-    return Pack(*(x[:, :size] for x in lines), where // widest * size + where % widest, targets), self.share.index_select(0, index)[0]
+    cut = Pack(*(x[:, :size] for x in lines), where // widest * size + where % widest, targets, starts.clamp(max=size * len(lines[0])))
+    return cut, self.share.index_select(0, index)[0]
 
 # %% ../nbs/04_training.ipynb #f786b496
 def make_optimizer(params: list,  # trainable parameters
@@ -159,8 +178,9 @@ class Stepper:
     def __init__(self,
                  model: nn.Module, # with an adapter; its parameters become views of one vector
                  plan: Plan,
-                 cfg: RunConfig):
-        self.model, self.plan, self.cfg, self.flat = model.get_base_model(), plan, cfg, FlatAdapter(model)
+                 cfg: RunConfig,
+                 layers: tuple = ()): # of `fused`
+        self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model)
         device = self.flat.values.device
         self.vector = nn.Parameter(self.flat.values)
         self.vector.grad = self.flat.grad
@@ -174,7 +194,9 @@ class Stepper:
     def accumulate(self, size: int): # tokens a line of the pack
         "Add the gradient of the task loss of one micro-batch, as a share of its step"
         p, share = self.plan.at(self.pack, size)
-        loss = task_loss(self.model, p) * share
+        keys = token_keys(self.cfg.seed, self.step, p.rows.flatten(), p.positions.flatten()) if self.layers else None
+        for layer in self.layers: layer.keys = keys
+        loss = task_loss(self.model, p, self.plan.longest) * share
         loss.backward()
         self.task += loss.detach()
         self.pack += 1
@@ -202,29 +224,35 @@ class Replay:
 
     def __init__(self,
                  function: Callable,
-                 stream=None, # to record on; None to always run
-                 pool=None):  # of memory; recordings that are replayed one after another may share it
-        self.function, self.stream, self.pool, self.graphs, self.met = function, stream, pool, {}, set()
+                 stream=None,     # to record on; None to always run
+                 pool=None,       # of memory; recordings that are replayed one after another may share it
+                 keys=((),)):     # arguments that it will be called with, the most memory first
+        self.function, self.stream, self.pool, self.keys, self.graphs = function, stream, pool, keys, {}
 
-    def __call__(self, *key): # the function's arguments: the recording is good for the same ones
-        if self.stream is None or key not in self.met: self.met.add(key); return self.function(*key)
-        if key not in self.graphs:
+    def __call__(self, *key): # one of `keys`
+        if key in self.graphs: return self.graphs[key].replay()
+        self.function(*key)
+        if self.stream and not self.graphs: self.record()
+
+    def record(self):
+        "Record every size; a recording does not run"
+        for key in self.keys:
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, stream=self.stream, pool=self.pool): self.function(*key)
+                with torch.cuda.graph(graph, stream=self.stream, pool=self.pool, capture_error_mode='relaxed'): self.function(*key)
             except RuntimeError as e:
                 print(f'Not recorded, so slower: {str(e).splitlines()[0]}', flush=True)
                 self.stream = None
-                return self.function(*key)
+                return
             self.graphs[key] = graph
-        self.graphs[key].replay()
 
 # %% ../nbs/04_training.ipynb #2757ca10
-def recompute_activations(model: nn.Module): # changed in place
+def recompute_activations(model: nn.Module,     # changed in place
+                          stateless: bool = False): # whether dropout is the kernels' own
     "Trade time for memory"
     with warnings.catch_warnings(): # transformers renames the call between the versions that are admitted
         warnings.simplefilter('ignore', FutureWarning)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False, preserve_rng_state=not stateless))
     model.enable_input_require_grads()
 
 # %% ../nbs/04_training.ipynb #0c18e0b8
@@ -247,7 +275,7 @@ def entries(stepper: Stepper, # as far as it has come
                           grad_norm=norm, reported_loss=task + weight * penalty, total_rank=int(kept) if ranks is None else ranks))
     return found
 
-# %% ../nbs/04_training.ipynb #6d6d8b46
+# %% ../nbs/04_training.ipynb #3e7f1258
 def train(model: nn.Module,                   # with an adapter; trained in place
           rows: list,                         # `Encoded` rows of the training split
           cfg: RunConfig,                     # resolved
@@ -256,19 +284,59 @@ def train(model: nn.Module,                   # with an adapter; trained in plac
           record: bool = True                 # on a GPU: record a step and replay it
           ) -> list:                          # an entry a step; `TrainingError` if training or allocation went wrong
     "Train the adapter and check that what was asked for has happened"
-    if cfg.gradient_checkpointing: recompute_activations(model)
     model.train()
-    device = model.get_input_embeddings().weight.device
-    stepper, rates = Stepper(model, Plan(rows, cfg, pad_id, device), cfg), learning_rates(cfg)
-    stream = torch.cuda.Stream() if device.type == 'cuda' and record and not cfg.gradient_checkpointing else None
-    pool = torch.cuda.graph_pool_handle() if stream else None
-    accumulate, finish = Replay(stepper.accumulate, stream, pool), Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None, pool)
-    with _training(stream):
-        history = _loop(stepper, accumulate, finish, rates, on_step)
-    if stream: torch.cuda.empty_cache() # the recordings' memory
+    with training(model, rows, cfg, pad_id, record) as run: history = _loop(*run, learning_rates(cfg), on_step)
+    stepper = run[0]
     if stepper.allocator and cfg.allocator == 'called': stepper.allocator.hand_over(model)
     check_allocation(model, cfg)
     return history
+
+# %% ../nbs/04_training.ipynb #ec77b962
+@contextmanager
+def training(model: nn.Module, # with an adapter, in training mode
+             rows: list,       # `Encoded` rows of the training split
+             cfg: RunConfig,   # resolved
+             pad_id: int,      # id of the padding token
+             record: bool = True, # on a GPU: record a step and replay it
+             fuse: bool = True    # on a GPU: the kernels of `03c_fused`
+             ):                # yields (`Stepper`, its accumulate, its finish), the two as they are to be called
+    "What the loop steps with, and the state it needs around it"
+    device = model.get_input_embeddings().weight.device
+    plan = Plan(rows, cfg, pad_id, device)
+    with fused(model, packed=cfg.loss_scope != 'padded', ask=fuse) as layers, _few_words(model, plan, cfg):
+        stepper = Stepper(model, plan, cfg, layers)
+        if cfg.gradient_checkpointing: recompute_activations(model, stateless=bool(layers))
+        stream = torch.cuda.Stream() if device.type == 'cuda' and record and (layers or not cfg.gradient_checkpointing) else None
+        pool = torch.cuda.graph_pool_handle() if stream else None
+        accumulate = Replay(stepper.accumulate, stream, pool, [(n,) for n in sorted(set(plan.sizes), reverse=True)])
+        finish = Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None, pool)
+        with _on(stream): yield stepper, accumulate, finish
+    if stream: torch.cuda.empty_cache() # the recordings' memory
+
+# %% ../nbs/04_training.ipynb #5c1632aa
+@contextmanager
+def _on(stream):
+    "On the stream that recordings are made on; products of float32 adapters in TF32, finer than the bfloat16 of autocast"
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        if stream is None: yield; return
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream): yield
+        torch.cuda.current_stream().wait_stream(stream)
+    finally: torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def _few_words(model, plan, cfg):
+    "With checkpointing, where memory is short: of an embedding that is not the head too, keep only the rows that the run reads"
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight = embedding.weight
+    if not cfg.gradient_checkpointing or weight.device.type == 'cpu' or weight is head.weight: yield; return
+    whole, pad = weight.data.cpu(), embedding.padding_idx
+    words, ids = plan.packs.ids.unique(return_inverse=True)
+    plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), weight.data[words], None
+    try: yield
+    finally: weight.data, embedding.padding_idx = whole.to(weight.device), pad
 
 # %% ../nbs/04_training.ipynb #f8640367
 def _loop(stepper, accumulate, finish, rates, on_step): # history
@@ -283,18 +351,6 @@ def _loop(stepper, accumulate, finish, rates, on_step): # history
         history += new
         for entry in new if on_step else (): on_step(entry)
     return history
-
-
-@contextmanager
-def _training(stream):
-    "On the stream that recordings are made on; products of float32 adapters in TF32, finer than the bfloat16 of autocast"
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    try:
-        if stream is None: yield; return
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream): yield
-        torch.cuda.current_stream().wait_stream(stream)
-    finally: torch.backends.cuda.matmul.allow_tf32 = before
 
 # %% ../nbs/04_training.ipynb #edeffec6
 def check_allocation(model: nn.Module, # after training

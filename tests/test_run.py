@@ -15,7 +15,7 @@ from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
 from medpeft_study.study import run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2)
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto')
 
 
 def papermill(root, reports, output=None, **params):
@@ -45,7 +45,7 @@ def test_the_run_leaves_record_predictions_figure_and_notebook(finished):
     assert len(predictions) == 2 * 12 and set(predictions.split) == {'validation'} # the held-out rows stay locked
     assert (reports / 'runs' / f'{id}.png').stat().st_size > 5000
     assert (reports / 'runs' / f'{id}.ipynb').is_file()
-    for word in ('validation loss', 'accuracy', 'trainable parameters', f'{id}.json', f'{id}.png', f'{id}.ipynb', 'step    4/4'): assert word in printed, printed
+    for word in ('validation loss', 'accuracy', 'trainable parameters', f'{id}.json', f'{id}.png', f'{id}.ipynb', 'step    4/4', 'mode auto leaves'): assert word in printed, printed
 
 
 def test_metrics_follow_from_the_predictions(finished):
@@ -90,7 +90,7 @@ def test_a_failure_leaves_a_failed_record(root, tmp_path):
 
 
 def test_the_parameters_cell_is_the_config(root):
-    "Every field with its type and its comment, two parameters more, and nothing derived"
+    "Every field with its type and its comment, three parameters more, and nothing derived"
     nb = nbformat.read(root / 'nbs' / 'run.ipynb', 4)
     cell, = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
     hints, documented = get_type_hints(RunConfig), {}
@@ -100,8 +100,8 @@ def test_the_parameters_cell_is_the_config(root):
         declared, _, comment = line.partition('  # ')
         name, _, rest = declared.partition(': ')
         lines[name] = (rest, comment)
-    assert set(lines) == {f.name for f in fields(RunConfig)} | {'study', 'force'}
+    assert set(lines) == {f.name for f in fields(RunConfig)} | {'mode', 'study', 'force'}
     for name, (rest, comment) in lines.items():
-        if name in ('study', 'force'): continue
+        if name in ('mode', 'study', 'force'): continue
         kind = getattr(hints[name], '__args__', (hints[name],))[0].__name__
         assert rest in (f'Optional[{kind}] = None', "str = 'smoke'", "str = 'qlora'") and comment == ' '.join(documented[name].split()), name
