@@ -33,12 +33,17 @@ class FlatAdapter:
         groups = defaultdict(list)
         for name, p in model.named_parameters():
             if p.requires_grad: groups[next((k for k in ('lora_A', 'lora_B', 'lora_E') if f'.{k}.' in name), ''), p.shape].append((name, p))
-        self.values = torch.cat([p.detach().flatten() for ps in groups.values() for _, p in ps])
-        self.grad, self.blocks, start = torch.zeros_like(self.values), [], 0
+        total, first = sum(p.numel() for ps in groups.values() for _, p in ps), next(iter(groups.values()))[0][1]
+        self.values, self.blocks, start = first.new_empty(total, requires_grad=False), [], 0
+        for ps in groups.values(): # moved one by one, and the gradient made after: the adapter is never there three times
+            for _, p in ps:
+                p.data = self.values[start:start + p.numel()].view_as(p).copy_(p.detach())
+                start += p.numel()
+        self.grad, start = torch.zeros_like(self.values), 0
         for (kind, shape), ps in groups.items():
             end = start + len(ps) * shape.numel()
             block = Block(kind, [n for n, _ in ps], self.values[start:end].view(-1, *shape), self.grad[start:end].view(-1, *shape))
-            for (_, p), values, grad in zip(ps, block.values, block.grad): p.data, p.grad = values, grad
+            for (_, p), grad in zip(ps, block.grad): p.grad = grad
             self.blocks.append(block)
             start = end
 
@@ -76,6 +81,9 @@ def schedule_tables(cfg: RunConfig, # AdaLoRA's budget
     return dict(updates=[s < end for s in steps], prunes=prunes, goes=goes, holds=[s >= end for s in steps])
 
 # %% ../nbs/03b_allocator.ipynb #c908db07
+_AT_ONCE = 2 ** 24 # numbers of the adapter that are written down between two steps of the arithmetic
+
+
 class Allocator:
     "PEFT's rank allocator on one vector"
 
@@ -104,9 +112,6 @@ class Allocator:
         return means['lora_E'] + means['lora_A'] + means['lora_B']
 
 # %% ../nbs/03b_allocator.ipynb #09206c17
-_AT_ONCE = 2 ** 24 # numbers of the adapter that are written down between two steps of the arithmetic
-
-
 @patch
 @torch.no_grad()
 def allocate(self: Allocator,

@@ -26,7 +26,7 @@ try: # comes with PyTorch for CUDA
     import triton.language as tl
 except ImportError: triton = tl = None
 _jit, constexpr = (triton.jit, tl.constexpr) if triton else (lambda f: f, None)
-_kernel = triton.jit(do_not_specialize=['salt']) if triton else _jit # one compilation for every layer
+_kernel = triton.jit(do_not_specialize=['salt', 'M', 'N']) if triton else _jit # one compilation for every layer and length
 
 # %% ../nbs/03c_fused.ipynb #a396b756
 @_jit
@@ -84,7 +84,7 @@ def _thin(x, a, out, keys, salt, M, K, R, x_m, a_r, a_k, GROUP: constexpr, THRES
     if GROUP > 2: tl.store(to + 2 * R, acc2, mask=there)
 
 
-@_jit
+@_kernel
 def _gather(parts, e, raw, scaled, N, W, stride, scale, SPLIT: constexpr, TIMES: constexpr, B: constexpr):
     i = tl.program_id(0) * B + tl.arange(0, B)
     there = i < N
@@ -166,7 +166,7 @@ def layer_salt(number: int # of the layer in the model
 class Tiles:
     "How the kernels cut: the best of a sweep on an H100, for 1,920 tokens and 1,024 to 14,336 features"
     thin: tuple = (128, 128, 8, 8, 3)        # tokens, features, parts, warps, stages
-    thin_dropped: tuple = (64, 64, 8, 8, 3)
+    thin_shared: tuple = (64, 64, 8, 8, 3)   # with dropout, or for a group: larger ones exceed the shared memory
     wide: tuple = (128, 64, 8, 2)            # tokens, features, warps, stages
     wide_dropped: tuple = (64, 64, 4, 2)
     outer: tuple = (64, 32, 4, 4)            # tokens, features, warps, stages
@@ -191,7 +191,7 @@ def thin(x: torch.Tensor,   # [tokens, features]
     "Project onto a few directions"
     (M, K), W = x.shape, len(a)
     raw, scaled = into or (x.new_empty(M, W), x.new_empty(M, W) if e is not None else None)
-    tokens, features, split, warps, stages = TILES.thin_dropped if draw.threshold else TILES.thin
+    tokens, features, split, warps, stages = TILES.thin_shared if draw.threshold or group > 1 else TILES.thin
     parts = torch.empty(split, M, W, dtype=torch.float32, device=x.device)
     where, how = _rest(draw, x, W // group, group)
     _thin[triton.cdiv(M, tokens), split](x, a, parts, **where, M=M, K=K, R=W // group, x_m=x.stride(0), a_r=a.stride(0), a_k=a.stride(1),
