@@ -6,8 +6,8 @@
 __all__ = ['MODES', 'GIB', 'ROW_TOKENS', 'ROW_SPREAD', 'SCORED_TOKENS', 'CARDS', 'MARGIN', 'POINT_KEYS', 'Mode', 'with_mode',
            'Shapes', 'config_folder', 'shapes', 'is_packed', 'base_bytes', 'adapter_size', 'Coefficients',
            'step_tokens', 'pack_tokens', 'activation_units', 'scored_tokens', 'embedding_bytes', 'adapter_bytes',
-           'parts', 'Card', 'card', 'card_here', 'step_ms', 'predict', 'plan_table', 'choose_mode', 'free_memory',
-           'memory_points', 'point_config', 'error_table', 'calibrate']
+           'parts', 'Card', 'card', 'card_here', 'model_flops', 'step_ms', 'predict', 'plan_table', 'choose_mode',
+           'free_memory', 'memory_points', 'point_config', 'error_table', 'calibrate']
 
 # %% ../nbs/03d_planning.ipynb #a9463360
 import json
@@ -243,6 +243,15 @@ def card_here() -> Card: # the H100 where this machine's is not in the table, or
     return CARDS[next((key for key in CARDS if key in squeezed), 'h100')]
 
 # %% ../nbs/03d_planning.ipynb #237e5bd6
+def model_flops(cfg: RunConfig,
+                tokens: int # input tokens of the optimizer step
+                ) -> float: # FLOP
+    "What a step's matrix products need: forward and backward once, no weight gradient for the base, the head where it is scored"
+    s, (_, n) = shapes(cfg), adapter_size(cfg)
+    scored = scored_tokens(replace(cfg, micro_batch_size=cfg.batch_size), tokens)
+    return 4 * s.weights * tokens + 6 * n * tokens + 4 * s.vocabulary * s.hidden * scored
+
+
 def step_ms(cfg: RunConfig,
             tokens: Optional[int] = None, # input tokens an optimizer step; None for `step_tokens`
             gpu: Card = CARDS['h100']
@@ -251,8 +260,7 @@ def step_ms(cfg: RunConfig,
     s, tokens, again = shapes(cfg), tokens or step_tokens(cfg), cfg.gradient_checkpointing
     _, n = adapter_size(cfg)
     micro = -(-cfg.batch_size // cfg.micro_batch_size)
-    scored = scored_tokens(replace(cfg, micro_batch_size=cfg.batch_size), tokens)
-    flops = (4 + 2 * again) * s.weights * tokens + 6 * n * tokens + 4 * s.vocabulary * s.hidden * scored
+    flops = model_flops(cfg, tokens) + 2 * again * s.weights * tokens
     unpacked = 2.5 * s.weights * (2 + again) * micro * is_packed(cfg) # half a byte read, two written
     state = n * (28 if cfg.optimizer_state == 'float32' else 16) + n * 24 * method_spec(cfg.method).adaptive # read and written once
     device = 1e3 * (flops / gpu.matrix_rate + (unpacked + state) / gpu.bandwidth)

@@ -42,16 +42,19 @@ class Pack(NamedTuple):
     starts: torch.Tensor    # int32 [rows + 1 or more], where rows begin in the flattened lines, and where the last one ends
 
 
-def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of rows, at most `micro_batch_size` long
-    "The rows of one optimizer step, cut to what is computed at once"
-    ordered = sorted(rows, key=lambda r: len(r.input_ids))
-    return [ordered[i:i + cfg.micro_batch_size] for i in range(0, len(ordered), cfg.micro_batch_size)]
+def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of places in `rows`, at most `micro_batch_size` long
+    "The rows of one optimizer step, dealt out to as few micro-batches as hold them, of about as many tokens each"
+    count = -(-len(rows) // cfg.micro_batch_size)
+    order, dealt = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)), [[] for _ in range(count)]
+    for start in range(0, len(order), count): # there and back
+        for place, hand in zip(order[start:start + count], dealt if start // count % 2 == 0 else dealt[::-1]): hand.append(place)
+    return dealt
 
 # %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
          cfg: RunConfig, # loss_scope, max_length
          pad_id: int,    # id of the padding token
-         first: int = 0  # rows of the step that came before
+         numbers: Optional[list] = None # of the rows in their step; None for 0, 1, ...
          ) -> Pack:
     "Lay rows end to end, or under the scope `padded` one below the other"
     batch = collate(rows, cfg.loss_scope, pad_id, cfg.max_length)
@@ -62,7 +65,7 @@ def pack(rows: list,    # `Encoded` rows of a micro-batch
     flat = lambda x: x[there].view(lines, -1)
     where = (labels[there] != -100).nonzero().flatten()
     starts = F.pad(there.sum(1).cumsum(0), (1, 0)).int()
-    return Pack(flat(batch['input_ids']), flat(place), flat(row + first), flat(batch['attention_mask'].bool()), where, labels[there][where], starts)
+    return Pack(flat(batch['input_ids']), flat(place), flat(torch.tensor(numbers)[row] if numbers else row), flat(batch['attention_mask'].bool()), where, labels[there][where], starts)
 
 
 def filled(p: Pack,
@@ -125,7 +128,7 @@ class Plan:
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
         self.steps = [[rows[i] for i in b] for b in batches]
         cut = [micro_batches(step, cfg) for step in self.steps]
-        packs = [pack(m, cfg, pad_id, sum(map(len, ms[:i]))) for ms in cut for i, m in enumerate(ms)]
+        packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in ms]
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
         self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
@@ -306,6 +309,7 @@ def training(model: nn.Module, # with an adapter, in training mode
     plan = Plan(rows, cfg, pad_id, device)
     with fused(model, packed=cfg.loss_scope != 'padded', ask=fuse) as layers, _few_words(model, plan, cfg):
         stepper = Stepper(model, plan, cfg, layers)
+        if device.type == 'cuda': torch.cuda.empty_cache() # where the parameters lay before
         if cfg.gradient_checkpointing: recompute_activations(model, stateless=bool(layers))
         stream = torch.cuda.Stream() if device.type == 'cuda' and record and (layers or not cfg.gradient_checkpointing) else None
         pool = torch.cuda.graph_pool_handle() if stream else None
