@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchError', 'read_bench', 'load_bench', 'absent',
-           'source_note', 'mode_of', 'memory', 'in_groups', 'Target', 'of_step', 'protocol_count', 'verdict',
-           'table_targets', 'first_line', 'contender_rows', 'table_contenders', 'front', 'label_beside', 'log_axis',
-           'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps', 'slope', 'growth_figure',
-           'kernel_shares', 'profile_figure', 'differences', 'parity_figure', 'parity_rows', 'table_parity',
-           'table_evaluation', 'planner_figure', 'said_planner', 'Part', 'said_targets', 'parts_of', 'missing',
-           'build_parts', 'write_speed', 'speed_numbers']
+           'first_line', 'failed_notes', 'source_note', 'mode_of', 'memory', 'in_groups', 'Target', 'of_step',
+           'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front', 'label_beside',
+           'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps', 'slope',
+           'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences', 'parity_figure',
+           'parity_rows', 'table_parity', 'table_evaluation', 'planner_figure', 'said_planner', 'Part', 'said_targets',
+           'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
 
-# %% ../nbs/07h_speed.ipynb #180c8e8c
+# %% ../nbs/07h_speed.ipynb #89f2c687
 import json
 import re
 from dataclasses import dataclass
@@ -33,16 +33,15 @@ from .backbones import BACKBONES
 from .comparison import _slug
 from .figures import FigureSpec, _box, _dots, _key, _panels, free_place, ink, luminance, save_figure, short, styled
 from .frames import records_base, title
-from .planning import MODES, error_table, memory_points
+from .planning import MODES, error_table
 from .reporting import PALETTE
 from .tables import Column, Table, write_table
 
-# %% ../nbs/07h_speed.ipynb #0b466f3e
-_BENCH = 'python -m medpeft_study.bench reports/bench/{}.json'
+# %% ../nbs/07h_speed.ipynb #655e39ad
+_BENCH = 'python -m medpeft_study.bench '
 FILES = dict( # file in `reports/bench` -> the command that makes it
-    steps=_BENCH.format('steps'), contenders='python -m medpeft_study.contenders reports/bench/contenders.json',
-    growth=_BENCH.format('growth'), profile=_BENCH.format('profile'), parity=_BENCH.format('parity'), evaluation=_BENCH.format('evaluation'),
-    cpu='python -m medpeft_study.contenders reports/bench/cpu.json device=cpu')
+    steps=_BENCH + 'steps', contenders='python -m medpeft_study.contenders --all', growth=_BENCH + 'growth', profile=_BENCH + 'steps', parity=_BENCH + 'parity',
+    evaluation=_BENCH + 'evaluation', cpu='python -m medpeft_study.contenders --contenders ours,trainer --backbone smollm2-135m --device cpu --out reports/bench/cpu.json')
 
 
 class BenchError(ValueError):
@@ -50,47 +49,69 @@ class BenchError(ValueError):
 
 
 def read_bench(path: Path # a JSON file
-               ) -> dict: # with `points`, or as parity.json `trajectories` and `mini`
+               ) -> dict: # with `points`, or as parity.json `trajectories` and `mini`; `failed`: the points with an error
     "Read a file of the bench and check that it holds something"
     try: content = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise BenchError(f'{path.name} is not a whole JSON file: {e}.') from None
     if not isinstance(content, dict): raise BenchError(f'{path.name} is not a JSON object.')
-    if 'memory_points' in content: content = dict(content, points=content['memory_points'])
-    if not any(content.get(k) for k in ('points', 'trajectories', 'mini')): raise BenchError(f'{path.name} holds no points.')
-    return content
+    lists = {k: content[k] for k in ('points', 'memory_points', 'trajectories', 'mini') if content.get(k)}
+    if not lists: raise BenchError(f'{path.name} holds no points.')
+    failed = [p for found in lists.values() for p in found if 'error' in p]
+    content |= {k: [p for p in found if 'error' not in p] for k, found in lists.items()} | dict(failed=failed)
+    return dict(content, points=content['memory_points']) if 'memory_points' in content else content
 
-# %% ../nbs/07h_speed.ipynb #da2aa45e
+# %% ../nbs/07h_speed.ipynb #b6975a02
 def load_bench(base: Optional[Path] = None # a reports folder; None for the committed one
-               ) -> dict:                  # name -> content of its file; `planner` -> the points that judge it; `BenchError` on a broken file
+               ) -> dict:                  # name -> content of its file, and what others hold beside: `profile`, `planner`; `BenchError` on a broken file
     "Every file of the bench that is there"
     folder = (base or records_base()) / 'bench'
     found = {name: read_bench(folder / f'{name}.json') for name in FILES if (folder / f'{name}.json').is_file()}
-    measured = memory_points(folder) if found else []
-    return found | (dict(planner=dict(points=measured)) if measured else {})
+    steps = found.get('steps', {})
+    profiled = [p for p in steps.get('points', []) if p.get('kernels')]
+    judged = [p for p in steps.get('memory_points', []) if 'device_gib' in p]
+    beside = {name: dict(steps, points=points) for name, points in (('profile', profiled), ('planner', judged)) if points}
+    return beside | found
 
 
-def absent(name: str) -> str: # key of `FILES`, or planner
+_ELSEWHERE = dict(planner='measured in a process of its own', profile='profiled') # what is read from steps.json
+
+
+def absent(name: str # key of `FILES`, or planner
+           ) -> str: # a sentence
     "Which command makes what is not there"
-    if name == 'planner': return f'No point in `reports/bench` was measured in a process of its own, so the planner is not judged: `{FILES["steps"]}` makes such points.'
+    if name in _ELSEWHERE: return f'No point of `reports/bench/steps.json` was {_ELSEWHERE[name]} on a GPU: `{FILES["steps"]}` measures some that are.'
     return f'`reports/bench/{name}.json` is not there: `{FILES[name]}` makes it.'
 
-# %% ../nbs/07h_speed.ipynb #a0d67bf0
+# %% ../nbs/07h_speed.ipynb #4d108bff
+def first_line(text: str) -> str: # at most 120 characters, without paths
+    "What an error says, short"
+    return re.sub(r'(?<!\w)/[^\s:]+', '...', text.strip().splitlines()[0])[:120].rstrip('. ')
+
+
+def failed_notes(content: dict # of a file
+                 ) -> list:    # a sentence a point
+    "What could not be measured, and why"
+    names = lambda p: [title(BACKBONES, p['backbone']), title(METHODS, p['method'])] if 'backbone' in p and 'method' in p else []
+    what = lambda p: ', '.join([*names(p), *(str(p[k]) for k in ('mode', 'path', 'axis', 'x') if p.get(k))]) or 'A point'
+    return [f"{what(p)}: not measured, {first_line(p['error'])}." for p in content.get('failed', [])]
+
+
 def source_note(content: dict # of a file
                 ) -> str:     # a sentence; '' where the file does not say
     "What measured it, and with what"
     machine, made = content.get('machine', {}), content.get('provenance', {})
-    device = machine.get('device') or content.get('device')
+    device = machine.get('device') or content.get('device') or next((p['device'] for k in ('points', 'trajectories', 'mini') for p in content.get(k, []) if p.get('device')), None)
     rates = [f'{machine[k]:.{d}f} {unit}' for k, d, unit in (('matrix_tflops', 0, 'TFLOP/s in matrix products'), ('copy_tbps', 1, 'TB/s in copies')) if machine.get(k)]
     torch, commit = made.get('packages', {}).get('torch'), made.get('commit', '')[:7]
     parts = [f"{device}{' (' + ', '.join(rates) + ')' if rates else ''}" if device else '', f'PyTorch {torch}' if torch else '',
              f"commit {commit}{', changed' if made.get('dirty') else ''}" if commit else '']
     return f"Measured on {', '.join(p for p in parts if p)}." if any(parts) else ''
 
-# %% ../nbs/07h_speed.ipynb #bea46d39
+# %% ../nbs/07h_speed.ipynb #6c6fb910
 def mode_of(point: dict # of steps.json
             ) -> str:   # a key of `MODES`; '' if no mode is cut like it
     "The name of a point's choice of memory fields"
-    return next((name for name, mode in MODES.items() if all(point.get(k) == v for k, v in mode.fields.items())), '')
+    return point.get('mode') or next((name for name, mode in MODES.items() if all(point.get(k) == v for k, v in mode.fields.items())), '')
 
 
 def memory(point: dict) -> Optional[float]: # GiB
@@ -155,7 +176,7 @@ def protocol_count(point: dict) -> int: # of evaluation.json
     found = point['protocols']
     return found if isinstance(found, int) else len(found.split(',') if isinstance(found, str) else found)
 
-# %% ../nbs/07h_speed.ipynb #991dde84
+# %% ../nbs/07h_speed.ipynb #27d0636d
 TARGETS = (
     Target('QLoRA, fast', 125, 'ms', _step('ms', 'qlora', 'fast')),
     Target('QLoRA, base packed', 150, 'ms', _step('ms', 'qlora', 'packed')),
@@ -165,7 +186,7 @@ TARGETS = (
     Target('AdaLoRA, lean, over QLoRA', 1.3, 'x', _ratio('lean')),
     Target('AdaLoRA, lean', 9.5, 'GiB', _step('device_gib', 'adalora', 'lean')),
     *(Target(f'SmolLM2-135M, {_EPOCH} steps of {METHODS[m].title}', 20, 's', _epoch(m)) for m in ('qlora', 'adalora')),
-    *(Target(f'{BACKBONES[b].title}, evaluation of {_ITEMS} items by both protocols', 10, 's', _evaluated(b)) for b in ('llama3-8b', 'smollm2-135m')))
+    *(Target(f'{BACKBONES[b].title}, evaluation of {_ITEMS} items by both protocols', 10, 's', _evaluated(b)) for b in ('llama3-8b',)))
 
 
 def verdict(target: Target, measured: Optional[float]) -> str: # held, missed or not measured
@@ -186,14 +207,9 @@ def table_targets(bench: dict) -> Table: # of `load_bench`
              *filter(None, dict.fromkeys(source_note(bench[k]) for k in ('steps', 'evaluation') if k in bench)))
     return Table('speed_targets', 7, 'What was asked for, and what was measured', pd.DataFrame(rows, dtype=object), columns, notes)
 
-# %% ../nbs/07h_speed.ipynb #481eaf52
+# %% ../nbs/07h_speed.ipynb #e92d7f38
 _YES = {True: 'yes', False: 'no'} # a truth value would be printed as a number
 CONTENDERS = dict(ours='this study', trainer='Trainer', trl='TRL', unsloth='Unsloth') # as named in the file -> as printed
-
-
-def first_line(text: str) -> str: # at most 120 characters, without paths
-    "What an error says, short"
-    return re.sub(r'(?<!\w)/[^\s:]+', '...', text.strip().splitlines()[0])[:120]
 
 
 def contender_rows(points: list # of contenders.json or cpu.json
@@ -210,14 +226,14 @@ def contender_rows(points: list # of contenders.json or cpu.json
                 'tokens_per_s', 'peak_share', 'device_gib', 'allocated_gib', 'first_loss', 'last_loss')} | dict(error=first_line(p['error']) if 'error' in p else None))
     return rows
 
-# %% ../nbs/07h_speed.ipynb #1bcb2e6e
+# %% ../nbs/07h_speed.ipynb #ec4d8413
 _MS = {'ms': lambda v: f'{v:,.0f}' if v >= 1000 else f'{v:.1f}', 'ms, low': ' [{:,.0f}, ', 'ms, high': '{:,.0f}]'}
 
 
 def table_contenders(bench: dict # with contenders
                      ) -> Table:
     "Table 8: a step here and elsewhere"
-    rows = contender_rows(bench['contenders']['points'])
+    rows = contender_rows(bench['contenders']['points'] + bench['contenders'].get('failed', []))
     frame = pd.DataFrame(rows, dtype=object)
     columns = (Column('Trainer', {'contender': '{}'}), Column('Set up as', {'variant': '{}'}), Column('Rows', {'micro_batch_size': '{}', 'accumulation': ' × {}'}, 'A pass'),
                Column('recomputed', {'gradient_checkpointing': '{}'}, 'A pass'), Column('Dropout', {'dropout': '{:g}'}), Column('Step, ms', _MS), Column('Times ours', {'times ours': '{:.2f}'}),
@@ -368,7 +384,7 @@ def said_cpu(bench: dict # with cpu
     return [f"{group}, on {device}: a step takes {best['ours'] / 1e3:.1f} s here and {best['trainer'] / 1e3:.1f} s in transformers' Trainer, a ratio of {best['ours'] / best['trainer']:.2f}."
             for group, best in both.items()]
 
-# %% ../nbs/07h_speed.ipynb #65ff6cec
+# %% ../nbs/07h_speed.ipynb #34692e30
 def table_steps(bench: dict # with steps
                 ) -> Table:
     "Table 9: a step in every mode"
@@ -382,7 +398,7 @@ def table_steps(bench: dict # with steps
                Column('Moments', {'optimizer_state': lambda v: v.replace('_', ' ')}), Column('Step, ms', _MS), Column('Tokens/s', {'tokens_per_s': '{:,.0f}'}),
                Column('device', {'device_gib': '{:.1f}'}, 'Peak memory, GiB'), Column('allocated', {'allocated_gib': '{:.1f}'}, 'Peak memory, GiB'))
     notes = ('16 rows a step. Step: median after the first three, in brackets the quartiles. Tokens: input tokens, what fills a line not counted.',
-             'Memory: on the device with CUDA\'s context, and what PyTorch handed out at most.', *filter(None, [source_note(bench['steps'])]))
+             'Memory: on the device with CUDA\'s context, and what PyTorch handed out at most.', *filter(None, [source_note(bench['steps'])]), *failed_notes(bench['steps']))
     return Table('speed_steps', 9, 'A step in every mode', pd.DataFrame(rows, dtype=object), columns, notes, 'group')
 
 # %% ../nbs/07h_speed.ipynb #2f329025
@@ -408,16 +424,17 @@ def _grown(ax, points, key): # of one axis; the slopes by method
         ax.annotate(f'{METHODS[method].title}, slope {power:.2f}', (0, 1), (3, -2 - 10 * i), xycoords='axes fraction', textcoords='offset points', va='top', color=ink(PALETTE[list(METHODS).index(method)]))
     return found
 
-# %% ../nbs/07h_speed.ipynb #ce485a4b
+# %% ../nbs/07h_speed.ipynb #38c845ad
 @styled
 def growth_figure(bench: dict  # with growth
                   ) -> Figure: # a column an axis; time above, memory below
     "Time and memory against rows, length, rank and depth"
     points = bench['growth']['points']
     names = [n for n in _AXES if any(p['axis'] == n for p in points)]
-    fig, axes = _panels(2, len(names), 3.6, sharex='col', sharey='row')
-    for line, (key, label), last in zip(axes, _SIZES.items(), (False, True)):
-        values = [p[key] for p in points if p.get(key)]
+    sizes = {key: label for key, label in _SIZES.items() if any(p.get(key) for p in points)} # a CPU tells no memory
+    fig, axes = _panels(len(sizes), len(names), .4 + 1.6 * len(sizes), sharex='col', sharey='row')
+    for line, (key, label) in zip(axes, sizes.items()):
+        values, last = [p[key] for p in points if p.get(key)], key == list(sizes)[-1]
         low, high = min(values) / 1.3, max(values) * (max(values) / min(values)) ** .35 * 1.3
         for ax, name in zip(line, names):
             mine = [p for p in points if p['axis'] == name]
@@ -430,21 +447,26 @@ def growth_figure(bench: dict  # with growth
             ax.set_xticklabels([f'{x:g}' for x in xs])
     return fig
 
-# %% ../nbs/07h_speed.ipynb #c2383f08
+# %% ../nbs/07h_speed.ipynb #9381a269
 _MOST = 8 # groups that have a shade of their own
+
+
+def profile_label(p: dict, several: bool) -> str: # a point; whether there are several backbones
+    "What a bar is called"
+    return p.get('label') or ', '.join([title(BACKBONES, p['backbone'])] * several + [title(METHODS, p['method']), mode_of(p) or f"base {p['base_storage']}"])
 
 
 def kernel_shares(points: list # of profile.json
                   ) -> pd.DataFrame: # a row a configuration, a column a group, the largest first; the rest as `other`
     "Shares of the kernel groups"
-    rows = {p.get('label') or p.get('config') or f"{title(METHODS, p['method'])}, base {p['base_storage']}": {k['group']: k['share'] for k in p['kernels']} for p in points}
+    rows = {profile_label(p, several=len({p.get('backbone') for p in points}) > 1): {k['group']: k['share'] for k in p['kernels']} for p in points}
     frame = pd.DataFrame(rows).T.fillna(0.)
     names = [n for n in frame.sum().sort_values(ascending=False, kind='stable').index if n != 'other']
     table = frame[names[:_MOST]].copy()
     rest = frame[names[_MOST:]].sum(axis=1) + (frame['other'] if 'other' in frame else 0.)
     return table.assign(other=rest) if rest.any() else table
 
-# %% ../nbs/07h_speed.ipynb #7f72cf2c
+# %% ../nbs/07h_speed.ipynb #7a1530e4
 @styled
 def profile_figure(bench: dict # with profile
                    ) -> Figure: # a bar a configuration
@@ -458,16 +480,16 @@ def profile_figure(bench: dict # with profile
         for y, (x, share) in enumerate(zip(start, table[name])):
             if share >= .05: ax.text(x + share / 2, y, f'{100 * share:.0f}', ha='center', va='center', color='white' if luminance(shade) < .25 else 'black')
         start = start + table[name].to_numpy()
-    for y, (end, p) in enumerate(zip(start, points)): ax.annotate(f"{p['total_ms']:,.0f} ms", (end, y), (4, 0), textcoords='offset points', va='center')
+    for y, (end, p) in enumerate(zip(start, points)): ax.annotate(f"{p.get('total_ms', p.get('ms')):,.0f} ms", (end, y), (4, 0), textcoords='offset points', va='center')
     ax.set(yticks=range(len(table)), yticklabels=[short(n, 24) for n in table.index], xlim=(0, max(1, start.max()) * 1.1), ylim=(len(table) - .5, -.5), xlabel='share of the kernels\' time (%)')
     ax.set_xticks(np.linspace(0, 1, 6), [f'{100 * t:.0f}' for t in np.linspace(0, 1, 6)])
     ax.tick_params(axis='y', length=0)
     fig.legend(handles=[Patch(color=c, label=n) for c, n in zip(shades, table)], ncols=3, loc='outside lower center', handlelength=1.2, columnspacing=1.6)
     return fig
 
-# %% ../nbs/07h_speed.ipynb #159d5394
-PATHS = {'fast': 'as a run computes', 'eager-bf16': 'plain PyTorch, bfloat16', 'eager-float32': 'plain PyTorch, float32'}
-_TRUTH = 'eager-float32'
+# %% ../nbs/07h_speed.ipynb #8cb2af9b
+PATHS = {'fast': 'as a run computes', 'eager bfloat16': 'plain PyTorch, bfloat16', 'eager float32': 'plain PyTorch, float32'}
+_TRUTH = 'eager float32'
 
 
 def differences(trajectories: list # of parity.json
@@ -477,11 +499,11 @@ def differences(trajectories: list # of parity.json
     for group, mine in in_groups(trajectories).items():
         losses = {t['path']: np.array(t['losses']) for t in mine}
         if _TRUTH not in losses: continue
-        paths = {p: (l - losses[_TRUTH][:len(l)]) if len(l) <= len(losses[_TRUTH]) else l[:len(losses[_TRUTH])] - losses[_TRUTH] for p, l in losses.items() if p != _TRUTH}
-        if paths: found[group] = {p: paths[p] for p in sorted(paths, key=list(PATHS).index)}
+        paths = {p: l[:len(losses[_TRUTH])] - losses[_TRUTH][:len(l)] for p, l in losses.items() if p != _TRUTH}
+        if paths: found[group] = {p: paths[p] for p in PATHS if p in paths}
     return found
 
-# %% ../nbs/07h_speed.ipynb #54bcdaba
+# %% ../nbs/07h_speed.ipynb #11f71b4d
 @styled
 def parity_figure(bench: dict  # with parity, of which `trajectories`
                   ) -> Figure: # a panel a backbone and method
@@ -489,7 +511,7 @@ def parity_figure(bench: dict  # with parity, of which `trajectories`
     found = differences(bench['parity']['trajectories'])
     columns = min(2, len(found))
     fig, axes = _panels(-(-len(found) // columns), columns, .6 + 1.7 * -(-len(found) // columns), sharex=True, sharey='row')
-    looks = {'fast': dict(color=PALETTE[0], linestyle='-'), 'eager-bf16': dict(color='.45', linestyle=(0, (3, 1)))}
+    looks = {'fast': dict(color=PALETTE[0], linestyle='-'), 'eager bfloat16': dict(color='.45', linestyle=(0, (3, 1)))}
     for ax in axes.flat[len(found):]: ax.set_visible(False)
     for ax, (group, paths) in zip(axes.flat, found.items()):
         ax.axhline(0, color='.3', lw=.6)
@@ -525,7 +547,7 @@ def table_parity(bench: dict # with parity, of which `mini`
              'Less that of float32: mean over the seeds that both paths have.', *filter(None, [source_note(bench['parity'])]))
     return Table('speed_parity', 10, 'The same result by another path', pd.DataFrame(parity_rows(bench['parity']['mini']), dtype=object), columns, notes, 'method')
 
-# %% ../nbs/07h_speed.ipynb #00c4fa13
+# %% ../nbs/07h_speed.ipynb #45e15341
 def table_evaluation(bench: dict # with evaluation
                      ) -> Table:
     "Table 11: how long the scored items take"
@@ -533,10 +555,11 @@ def table_evaluation(bench: dict # with evaluation
     for group, found in in_groups(bench['evaluation']['points']).items():
         for p in found:
             named = p['protocols'] if isinstance(p['protocols'], list) else [str(p['protocols'])]
-            rows.append({'of': group, 'items': p['items'], 'protocols': ', '.join(named), 'seconds': p['seconds'], 'items/s': p['items'] / p['seconds'], 'device_gib': p.get('device_gib')})
-    columns = (Column('Backbone and method', {'of': '{}'}), Column('Items', {'items': '{:,}'}), Column('Protocols', {'protocols': '{}'}), Column('Time, s', {'seconds': '{:.1f}'}),
+            rows.append({'of': group, 'items': p['items'], 'protocols': ', '.join(named), 'seconds': p['seconds'], 'again': p.get('again'), 'items/s': p['items'] / p['seconds'], 'device_gib': p.get('device_gib')})
+    columns = (Column('Backbone and method', {'of': '{}'}), Column('Items', {'items': '{:,}'}), Column('Protocols', {'protocols': '{}'}), Column('Time, s', {'seconds': '{:.1f}'}), Column('Again, s', {'again': '{:.1f}'}),
                Column('Items/s', {'items/s': '{:.0f}'}), Column('Peak memory, GiB', {'device_gib': '{:.1f}'}))
-    notes = ('Every item by every protocol, each choice scored, the prompt computed once.', *filter(None, [source_note(bench['evaluation'])]))
+    notes = ('Every item by every protocol, each choice scored, the prompt computed once. Again: a second time in the same process, nothing compiled any more.',
+             *filter(None, [source_note(bench['evaluation'])]), *failed_notes(bench['evaluation']))
     return Table('speed_evaluation', 11, 'Time of an evaluation', pd.DataFrame(rows, dtype=object), columns, notes)
 
 # %% ../nbs/07h_speed.ipynb #aaaf991e
@@ -617,7 +640,7 @@ PARTS = dict( # name of tables and figures, behind `speed_`
     planner=Part('What the planner foresees', 'Peak memory and time of a step as `medpeft plan` predicts them from shapes alone, against what was measured.', 'planner', said_planner, None,
                  FigureSpec(planner_figure, 'Predicted and measured', 'Scatter of predicted against measured peak memory, and of predicted against measured time of a step, with a band of ten percent around equality.')))
 
-# %% ../nbs/07h_speed.ipynb #7b65b87a
+# %% ../nbs/07h_speed.ipynb #4c8b3bf0
 def parts_of(bench: dict # of `load_bench`
              ) -> dict:  # of `PARTS`, those whose file is there and holds what they show
     "What can be shown"
@@ -625,9 +648,11 @@ def parts_of(bench: dict # of `load_bench`
 
 
 def missing(bench: dict # of `load_bench`
-            ) -> list:  # a sentence a file that is absent
+            ) -> list:  # a sentence a part that is left out
     "What cannot be shown, and how to get it"
-    return [absent(name) for name in dict.fromkeys(p.file for p in PARTS.values()) if name not in bench]
+    out = {name: part for name, part in PARTS.items() if name not in parts_of(bench)}
+    words = dict(mini='validation losses of the study mini', trajectories='losses by step', points='points')
+    return list(dict.fromkeys(absent(p.file) if p.file not in bench else f'`reports/bench/{p.file}.json` holds no {words[p.holds]}.' for p in out.values()))
 
 
 def build_parts(bench: dict # of `load_bench`
