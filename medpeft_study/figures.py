@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'STYLE', 'SMOOTH', 'LONG', 'FIGURES', 'arm_looks', 'luminance', 'ink', 'styled', 'leading', 'spread', 'short',
-           'free_place', 'rate_arms', 'gaps', 'gap_rows', 'overview', 'smoothed', 'loss_curves', 'losses', 'parameters',
-           'budget', 'rank_map', 'rank_maps', 'trivial', 'domain_scores', 'domain_title', 'domains', 'cost',
-           'FigureSpec', 'available', 'save_figure', 'draw_figures', 'write_figures']
+           'free_place', 'boxes', 'faults', 'rate_arms', 'gaps', 'gap_rows', 'overview', 'smoothed', 'loss_curves',
+           'losses', 'parameters', 'budget', 'rank_map', 'rank_maps', 'trivial', 'domain_scores', 'domain_title',
+           'domains', 'cost', 'FigureSpec', 'available', 'save_figure', 'draw_figures', 'write_figures']
 
 # %% ../nbs/07e_figures.ipynb #dad7ee9a
 import textwrap
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -193,6 +193,30 @@ def _dots(ax, x, y,           # data units
 def _key(fig, handles: list, **place): # Line2D with labels; where it goes
     "Explain marks below or above the panels"
     fig.legend(handles=handles, ncols=len(handles), handletextpad=.4, columnspacing=1.6, **place)
+
+# %% ../nbs/07e_figures.ipynb #fbcbb9e2
+def _shown(tick, text, axis): # a tick outside the limits keeps its label and does not draw it
+    low, high = sorted(axis.get_view_interval())
+    return low <= tick.get_loc() <= high
+
+
+def boxes(fig: Figure) -> list: # (text, its place in pixels)
+    "Every text that is shown"
+    fig.draw_without_rendering()
+    texts = [t for t in fig.findobj(plt.Text) if t.get_visible() and t.get_text().strip()]
+    ticks = {id(t) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+             for t in (tick.label1, tick.label2) if not _shown(tick, t, axis)}
+    return [(t.get_text(), t.get_window_extent()) for t in texts if id(t) not in ticks]
+
+
+def faults(fig: Figure) -> list: # of words; empty for a figure that can be read
+    "Texts that overlap, are cut off or too small"
+    all_, (w, h) = boxes(fig), fig.bbox.size
+    cut = [f'cut off: {t}' for t, b in all_ if b.x0 < -1 or b.y0 < -1 or b.x1 > w + 1 or b.y1 > h + 1]
+    over = [f'{s} / {t}' for i, (s, a) in enumerate(all_) for t, b in all_[:i]
+            if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1]
+    small = [f'small: {t.get_text()}' for t in fig.findobj(plt.Text) if t.get_text().strip() and t.get_fontsize() < 8]
+    return cut + over + small
 
 # %% ../nbs/07e_figures.ipynb #3be7bc6e
 def rate_arms(records: list # of one setting
@@ -629,10 +653,12 @@ def available(records: list # complete
 # %% ../nbs/07e_figures.ipynb #8e42c461
 def save_figure(fig: Figure,    # of one of the functions above
                 folder: Path,   # made if missing
-                name: str       # of the files, without suffix; looked up in `FIGURES` for title and description
+                name: str,      # of the files, without suffix
+                spec: Optional[FigureSpec] = None # its title and description; None for the entry in `FIGURES`
                 ) -> list:      # paths of the PNG (150 dots an inch) and the SVG
     "Write a figure twice, the same bytes every time"
-    said = dict(Title=FIGURES[name].title, Description=FIGURES[name].description) if name in FIGURES else {}
+    spec = spec or FIGURES.get(name)
+    said = dict(Title=spec.title, Description=spec.description) if spec else {}
     without = dict(png=dict(Software=None), svg=dict(Date=None, Creator=None))
     paths = [Path(folder) / f'{name}.{kind}' for kind in without]
     with plt.style.context(['default', STYLE]):

@@ -9,10 +9,10 @@ from hashlib import sha256
 import pytest
 
 
-def report(root, reports, expect=0):
-    "Run the report as a user does, on a folder of records"
+def report(root, reports, expect=0, page='report'):
+    "Run the report, or the speed page, as a user does, on a folder of records"
     env = dict(os.environ, MEDPEFT_REPORTS=str(reports), OMP_NUM_THREADS='2')
-    done = subprocess.run([sys.executable, '-m', 'papermill', str(root / 'nbs' / 'report.ipynb')], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, '-m', 'papermill', str(root / 'nbs' / f'{page}.ipynb')], env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode == 0) == (expect == 0), done.stderr[-3000:]
     return done
 
@@ -72,3 +72,26 @@ def test_a_broken_record_stops_the_report_and_leaves_what_was_there(root, report
 
 def test_no_records_is_one_sentence(root, tmp_path):
     assert 'There is no finished run in' in report(root, tmp_path, expect=1).stderr
+
+
+def test_the_speed_page_and_the_report_leave_each_other_alone(root, reports, tmp_path):
+    folder = tmp_path / 'reports'
+    shutil.copytree(reports, folder)
+    before = written(folder)
+    shutil.copytree(root / 'reports' / 'bench', folder / 'bench')
+    (folder / 'tables' / 'speed_stray.csv').write_text('left over')
+    report(root, folder, page='bench_report')
+    both = written(folder)
+    assert {k: v for k, v in both.items() if '/speed_' not in k} == before
+    assert {'tables/speed_targets.csv', 'tables/speed_steps.tex'} < both.keys() and 'tables/speed_stray.csv' not in both
+    report(root, folder)
+    numbers = json.loads((folder / 'numbers.json').read_text())
+    assert {k: v for k, v in written(folder).items() if k != 'numbers.json'} == {k: v for k, v in both.items() if k != 'numbers.json'}
+    assert {k: v for k, v in numbers.items() if not k.startswith('speed/')} == json.loads((reports / 'numbers.json').read_text())
+    assert numbers['speed/targets/qlora-fast/ms']['file'] == 'bench/steps.json'
+
+
+def test_without_a_bench_the_speed_page_says_what_makes_it(root, tmp_path):
+    report(root, tmp_path, page='bench_report')
+    page = (tmp_path / 'runs' / 'bench_report.ipynb').read_text()
+    assert 'reports/bench/contenders.json` is not there: `python -m medpeft_study' in page and '0 files in tables and figures' in page
