@@ -99,11 +99,14 @@ class Allocator:
         "The importance of every direction"
         means = {}
         for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
-            parts = [torch.mul(*self.of(b)).mean(dim) for b in self.flat.of(kind)]
+            parts = [torch.mul(*pair).mean(dim) for b in self.flat.of(kind) for pair in zip(*(x.split(max(1, _AT_ONCE // b.values[0].numel())) for x in self.of(b)))]
             means[kind] = torch.cat(parts)[self.order[kind]]
         return means['lora_E'] + means['lora_A'] + means['lora_B']
 
 # %% ../nbs/03b_allocator.ipynb #09206c17
+_AT_ONCE = 2 ** 24 # numbers of the adapter that are written down between two steps of the arithmetic
+
+
 @patch
 @torch.no_grad()
 def allocate(self: Allocator,
@@ -112,9 +115,8 @@ def allocate(self: Allocator,
              ) -> torch.Tensor:  # directions kept, int64 scalar
     "Update the importance and prune, after the optimizer has stepped"
     updates, prunes, goes, holds = (table.index_select(0, step) for table in (self.updates, self.prunes, self.goes, self.holds)) # plain indexing would ask the host
-    for b in self.flat.blocks: # one after another: what is written down between is as long as a block, not as the adapter
-        average, uncertainty = self.of(b)
-        now = (b.values * grad[b.values.storage_offset():][:b.values.numel()].view_as(b.values)).abs_()
+    for values, g, average, uncertainty in zip(*(x.split(_AT_ONCE) for x in (self.flat.values, grad, self.average, self.uncertainty))):
+        now = (values * g).abs_()
         average.lerp_(now, updates * (1 - self.betas[0]))
         uncertainty.lerp_(now.sub_(average).abs_(), updates * (1 - self.betas[1]))
     scores = self.scores()

@@ -6,8 +6,8 @@
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'backbone_spec', 'resolve_backbone', 'architecture', 'meta_model',
            'convert_gguf', 'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears',
            'quantize_nf4', 'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer',
-           'load_backbone', 'pretrained_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
-           'check_head']
+           'load_backbone', 'grow_segments', 'pretrained_backbone', 'supervised_hidden', 'head_logits',
+           'supervised_logits', 'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
 import logging
@@ -308,6 +308,7 @@ def load_backbone(cfg: RunConfig # resolved
     folder, revision = (None, '') if cfg.weights == 'random' else resolve_files(cfg)
     config = architecture(cfg, folder)
     check_memory(config, cfg)
+    if cfg.device == 'cuda': grow_segments()
     if cfg.weights == 'random': model = random_backbone(config, cfg)
     else: model = pretrained_backbone(folder, cfg)
     if cfg.quantization == 'nf4':
@@ -316,6 +317,12 @@ def load_backbone(cfg: RunConfig # resolved
     model.requires_grad_(False).eval()
     check_head(model)
     return model, revision
+
+
+def grow_segments():
+    "Let PyTorch give back what it no longer holds, a page at a time; what the environment says of its allocator stays"
+    if not {'PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF'} & set(os.environ):
+        torch.cuda.memory._set_allocator_settings('expandable_segments:True') # there is no public call
 
 
 def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:

@@ -20,7 +20,7 @@ from .backbones import supervised_logits
 from .config import RunConfig
 from .fused import fused
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
-from .training import pack, task_loss
+from .training import pack, release_memory, task_loss
 
 # %% ../nbs/05_evaluation.ipynb #d3638528
 @dataclass(frozen=True)
@@ -102,11 +102,19 @@ def in_batches(trees: list, # of `Tree`
 
 # %% ../nbs/05_evaluation.ipynb #7f0c31f9
 def score_trees(model: nn.Module, trees: list, pad_id: int) -> list: # `branch_logprobs` in the order of `trees`
-    "Score any number of trees, in batches that fill the device"
-    scored, most = [None] * len(trees), 8192 if model.device.type == 'cuda' else 2048
-    for batch in in_batches(trees, most):
-        for i, logps in zip(batch, branch_logprobs(model, [trees[i] for i in batch], pad_id)): scored[i] = logps
-    return scored
+    "Score any number of trees, in batches that fill the device, smaller ones where memory runs out"
+    scored, left, most = {}, list(range(len(trees))), 8192 if model.device.type == 'cuda' else 2048
+    while True:
+        try:
+            for batch in in_batches([trees[i] for i in left], most):
+                batch = [left[i] for i in batch]
+                scored.update(zip(batch, branch_logprobs(model, [trees[i] for i in batch], pad_id)))
+            return [scored[i] for i in range(len(trees))]
+        except torch.OutOfMemoryError:
+            if len(batch) == 1: raise # there is no smaller pass
+        release_memory() # outside the handler, whose traceback holds the pass
+        print(f'Out of memory with {most:,} tokens a forward pass: going on with {most // 2:,}.', flush=True)
+        most, left = most // 2, [i for i in left if i not in scored]
 
 
 def predict(model: nn.Module, # backbone with or without adapter; put into eval mode and back

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Optional
 
 import jsonschema
 import matplotlib.pyplot as plt
@@ -56,8 +57,8 @@ SCHEMA_VERSION = 1
 _NUMBER, _TEXT = dict(type='number'), dict(type='string')
 
 
-def _object(required: dict, **more) -> dict:
-    return dict(type='object', properties=required, required=list(required), **more)
+def _object(required: dict, optional: dict = {}, **more) -> dict:
+    return dict(type='object', properties=required | optional, required=list(required), **more)
 
 
 _METRIC = _object(dict(split=_TEXT, when=dict(enum=['before', 'after']), protocol=_TEXT, domain=_TEXT, metric=_TEXT, value=_NUMBER,
@@ -68,6 +69,7 @@ _STEP = _object({k: _NUMBER for k in ('step', 'tokens', 'input_tokens', 'lr', 't
 _PARAMETERS = _object({k: _NUMBER for k in ('total', 'packed', 'trainable', 'effective', 'share_of_total', 'share_of_packed')})
 
 # %% ../nbs/06_records.ipynb #1bea7d55
+_USED = _object(dict(micro_batch_size=dict(type='integer', minimum=1), gradient_checkpointing=dict(type='boolean')), additionalProperties=False)
 _ALWAYS = dict(schema=dict(const=SCHEMA_VERSION), protocol_version=dict(type='integer'), run_id=_TEXT, study=_TEXT,
                status=dict(enum=['complete', 'failed']), config=dict(type='object'),
                provenance=_object(dict(started=_TEXT, finished=_TEXT, command=_TEXT, python=_TEXT, platform=_TEXT, packages=dict(type='object'))))
@@ -75,7 +77,7 @@ _COMPLETE = dict(
     data=_object(dict(fingerprints=dict(type='object'), rows=dict(type='object'))),
     model=_object(dict(id=_TEXT, revision=_TEXT, parameters=_PARAMETERS)), metrics=dict(type='array', items=_METRIC, minItems=1),
     history=dict(type='array', items=_STEP, minItems=1), ranks=dict(type='object', additionalProperties=dict(type='integer', minimum=0)),
-    resources=_object(dict(seconds=dict(type='object', additionalProperties=_NUMBER), device=_TEXT)))
+    resources=_object(dict(seconds=dict(type='object', additionalProperties=_NUMBER), device=_TEXT), optional=dict(used=_USED)))
 SCHEMAS = dict(
     complete=_object(_ALWAYS | _COMPLETE, additionalProperties=False),
     failed=_object(_ALWAYS | dict(error=_TEXT), additionalProperties=False))
@@ -201,6 +203,7 @@ def finish(self: Recorder,
            predictions: pd.DataFrame, # a row an evaluated item and time
            figure,                    # matplotlib figure of the run
            history: list,             # of `train`
+           used: Optional[RunConfig] = None, # what training really used, of `train_within_memory`; None for what was asked
            **parts                    # data, model, metrics, ranks
            ) -> dict:                 # the record, as written
     "Write figure, predictions and, last, the record that makes the run complete"
@@ -209,6 +212,7 @@ def finish(self: Recorder,
     with whole_file(self.paths.predictions(self.run_id)) as tmp: predictions.to_parquet(tmp, index=False)
     self.seconds['total'] = round(time.perf_counter() - self._clock, 3)
     resources = dict(seconds=self.seconds, device=device_name(self.cfg), peak_memory=peak_memory(self.cfg))
+    resources['used'] = {name: getattr(used or self.cfg, name) for name in _USED['required']}
     if self.seconds.get('training'): resources['tokens_per_second'] = history[-1]['input_tokens'] / self.seconds['training']
     record = self._base('complete') | dict(history=history, resources=resources, **parts)
     write_record(record, self.path)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Pack', 'micro_batches', 'pack', 'filled', 'row_mask', 'task_loss', 'sizes_for', 'Plan', 'make_optimizer',
            'learning_rates', 'Stepper', 'Replay', 'recompute_activations', 'TrainingError', 'entries', 'train',
-           'training', 'check_allocation', 'average_train_loss', 'Progress']
+           'training', 'check_allocation', 'average_train_loss', 'less_memory', 'release_memory', 'train_within_memory',
+           'Progress']
 
 # %% ../nbs/04_training.ipynb #b387cb22
 import math
@@ -41,16 +42,19 @@ class Pack(NamedTuple):
     starts: torch.Tensor    # int32 [rows + 1 or more], where rows begin in the flattened lines, and where the last one ends
 
 
-def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of rows, at most `micro_batch_size` long
-    "The rows of one optimizer step, cut to what is computed at once"
-    ordered = sorted(rows, key=lambda r: len(r.input_ids))
-    return [ordered[i:i + cfg.micro_batch_size] for i in range(0, len(ordered), cfg.micro_batch_size)]
+def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of places in `rows`, at most `micro_batch_size` long
+    "The rows of one optimizer step, dealt out to as few micro-batches as hold them, of about as many tokens each"
+    count = -(-len(rows) // cfg.micro_batch_size)
+    order, dealt = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)), [[] for _ in range(count)]
+    for start in range(0, len(order), count): # there and back
+        for place, hand in zip(order[start:start + count], dealt if start // count % 2 == 0 else dealt[::-1]): hand.append(place)
+    return dealt
 
 # %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
          cfg: RunConfig, # loss_scope, max_length
          pad_id: int,    # id of the padding token
-         first: int = 0  # rows of the step that came before
+         numbers: Optional[list] = None # of the rows in their step; None for 0, 1, ...
          ) -> Pack:
     "Lay rows end to end, or under the scope `padded` one below the other"
     batch = collate(rows, cfg.loss_scope, pad_id, cfg.max_length)
@@ -61,7 +65,7 @@ def pack(rows: list,    # `Encoded` rows of a micro-batch
     flat = lambda x: x[there].view(lines, -1)
     where = (labels[there] != -100).nonzero().flatten()
     starts = F.pad(there.sum(1).cumsum(0), (1, 0)).int()
-    return Pack(flat(batch['input_ids']), flat(place), flat(row + first), flat(batch['attention_mask'].bool()), where, labels[there][where], starts)
+    return Pack(flat(batch['input_ids']), flat(place), flat(torch.tensor(numbers)[row] if numbers else row), flat(batch['attention_mask'].bool()), where, labels[there][where], starts)
 
 
 def filled(p: Pack,
@@ -124,7 +128,7 @@ class Plan:
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
         self.steps = [[rows[i] for i in b] for b in batches]
         cut = [micro_batches(step, cfg) for step in self.steps]
-        packs = [pack(m, cfg, pad_id, sum(map(len, ms[:i]))) for ms in cut for i, m in enumerate(ms)]
+        packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in ms]
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
         self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
@@ -305,6 +309,7 @@ def training(model: nn.Module, # with an adapter, in training mode
     plan = Plan(rows, cfg, pad_id, device)
     with fused(model, packed=cfg.loss_scope != 'padded', ask=fuse) as layers, _few_words(model, plan, cfg):
         stepper = Stepper(model, plan, cfg, layers)
+        if device.type == 'cuda': torch.cuda.empty_cache() # where the parameters lay before
         if cfg.gradient_checkpointing: recompute_activations(model, stateless=bool(layers))
         stream = torch.cuda.Stream() if device.type == 'cuda' and record and (layers or not cfg.gradient_checkpointing) else None
         pool = torch.cuda.graph_pool_handle() if stream else None
@@ -372,6 +377,61 @@ def average_train_loss(history: list, # of `train`
     tokens = [b['tokens'] - a for a, b in zip([0] + [h['tokens'] for h in history], history)]
     return sum(h['task_loss'] * t for h, t in zip(history, tokens)) / sum(tokens)
 
+# %% ../nbs/04_training.ipynb #2a5f0d74
+import gc
+from dataclasses import replace
+
+# %% ../nbs/04_training.ipynb #3120bfe2
+def less_memory(cfg: RunConfig           # resolved
+                ) -> Optional[RunConfig]: # None where nothing is left
+    "The same run in less memory"
+    if cfg.micro_batch_size > 1: return replace(cfg, micro_batch_size=cfg.micro_batch_size // 2)
+    return None if cfg.gradient_checkpointing else replace(cfg, gradient_checkpointing=True)
+
+
+def release_memory():
+    "Give back what nothing holds any more"
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
+# %% ../nbs/04_training.ipynb #cdc3a9f4
+def _way_back(model, cfg): # a function that undoes an attempt
+    params, states = [p for p in model.parameters() if p.requires_grad], [torch.get_rng_state()]
+    values = [p.detach().to('cpu', copy=True) for p in params]
+    if torch.cuda.is_available(): states.append(torch.cuda.get_rng_state())
+    words = model.get_input_embeddings()
+    # an attempt with checkpointing cuts an untied embedding, and may lack the memory to put it back
+    whole = words.weight.data.cpu() if cfg.gradient_checkpointing and words.weight is not model.get_output_embeddings().weight else None
+    pad = words.padding_idx
+
+    @torch.no_grad()
+    def back():
+        for p, value in zip(params, values): p.grad = None; p.copy_(value)
+        for restore, state in zip((torch.set_rng_state, torch.cuda.set_rng_state), states): restore(state)
+        if whole is not None and words.weight.shape != whole.shape: words.weight.data, words.padding_idx = whole.to(words.weight.device), pad
+    return back
+
+# %% ../nbs/04_training.ipynb #a7f84641
+def train_within_memory(model: nn.Module,    # with an adapter; trained in place
+                        rows: list,          # `Encoded` rows of the training split
+                        cfg: RunConfig,      # resolved
+                        pad_id: int,         # id of the padding token
+                        on_step: Optional[Callable] = None, # called with each entry; its `restart`, if it has one, when training begins again
+                        ) -> tuple:          # (`history` of `train`, the config that it was made with); `TrainingError` if nothing fits
+    "Train, in less memory where it runs out"
+    back = _way_back(model, cfg)
+    while True:
+        try: return train(model, rows, cfg, pad_id, on_step), cfg
+        except torch.OutOfMemoryError: smaller = less_memory(cfg)
+        release_memory(); back()
+        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats() # the peak is that of what was used
+        if not smaller: raise TrainingError('Out of memory with micro_batch_size 1 and gradient_checkpointing: `medpeft plan` says what a run takes; '
+                                            'a smaller backbone, rank or max_length takes less.')
+        again = smaller.micro_batch_size if cfg.micro_batch_size > 1 else 'gradient_checkpointing'
+        print(f'Out of memory with micro_batch_size {cfg.micro_batch_size}: starting again with {again}.', flush=True)
+        getattr(on_step, 'restart', lambda: None)()
+        cfg = smaller
+
 # %% ../nbs/04_training.ipynb #bca7f4b5
 class Progress:
     "A callback for `train`: a line on the terminal, a bar and a curve in a notebook"
@@ -404,3 +464,10 @@ class Progress:
         if hasattr(self, 'handle'): self.handle.update(fig)
         else: self.handle = self.show(fig, display_id=True)
         plt.close(fig)
+
+# %% ../nbs/04_training.ipynb #be28c8ae
+@patch
+def restart(self: Progress):
+    "Forget an attempt that is begun again"
+    self.history.clear()
+    if self.show: self.bar.last_value = None # or the bar would wait for the step that it has seen

@@ -40,6 +40,7 @@ def test_the_run_leaves_record_predictions_figure_and_notebook(finished):
     id = run_name(dict(method=method, **TOY))
     record = read_record(reports / 'local' / 'records' / f'{id}.json')
     assert record['status'] == 'complete' and record['run_id'] == id
+    assert record['resources']['used'] == {k: record['config'][k] for k in ('micro_batch_size', 'gradient_checkpointing')}
     assert len(record['history']) == 4 and record['data']['rows'] == dict(train=5000, validation=500, test=1000)
     predictions = pd.read_parquet(reports / 'local' / 'predictions' / f'{id}.parquet')
     assert len(predictions) == 2 * 12 and set(predictions.split) == {'validation'} # the held-out rows stay locked
