@@ -8,7 +8,7 @@ __all__ = ['CONTENDERS', 'Variant', 'Setting', 'variants', 'variant_config', 'se
            'by_unsloth', 'machine_peaks', 'described', 'by_us', 'measure_variant', 'apart', 'chosen', 'settled',
            'peer_versions', 'former', 'key', 'with_share', 'told', 'compare', 'points_frame', 'asked', 'main']
 
-# %% ../nbs/08b_contenders.ipynb #0b110ada
+# %% ../nbs/08b_contenders.ipynb #0ccbb058
 import importlib.metadata
 import json
 import math
@@ -37,7 +37,7 @@ from .prompts import byte_tokenizer, collate, epoch_batches
 from .records import device_name, provenance, write_json
 from .study import _fail, run_config
 
-# %% ../nbs/08b_contenders.ipynb #81105347
+# %% ../nbs/08b_contenders.ipynb #991b3b55
 @dataclass(frozen=True)
 class Variant:
     "One way to take a step"
@@ -61,7 +61,7 @@ class Setting:
     row_spread: float = 35      # its standard deviation
     answer_tokens: int = 24     # supervised tokens at the end of a row
 
-# %% ../nbs/08b_contenders.ipynb #8ce9c2cd
+# %% ../nbs/08b_contenders.ipynb #cf2ec4de
 _SHAPES = (('4 x 4, checkpointing', 4, True), ('4 x 4', 4, False), ('16 x 1', 16, False))
 
 
@@ -83,7 +83,7 @@ def variants(device: str # cuda or cpu
            Variant('trl', '4 x 4, checkpointing', micro=4, again=True)]
     return ours + trainer + trl + _unsloth_variants()
 
-# %% ../nbs/08b_contenders.ipynb #c7837b31
+# %% ../nbs/08b_contenders.ipynb #8d3bbac6
 def _unsloth_variants():
     found = []
     for dropout, micro, again in ((0., 16, False), (0., 16, True), (0.05, 16, False), (0., 4, True), (0.05, 4, True), (0.05, 16, True), (0., 4, False), (0.05, 4, False)):
@@ -92,7 +92,7 @@ def _unsloth_variants():
     free = Variant('unsloth', '16 x 1, padding-free, dropout 0', dropout=0., options=dict(padding_free=True))
     return found[:1] + [free] + found[1:]
 
-# %% ../nbs/08b_contenders.ipynb #3f024006
+# %% ../nbs/08b_contenders.ipynb #9845e323
 def variant_config(v: Variant,
                    setting: Setting
                    ) -> RunConfig: # resolved; `ConfigError` on a wrong value
@@ -112,7 +112,7 @@ def in_order(rows: list, cfg: RunConfig) -> list: # of dicts: input_ids, labels 
     order = [rows[i] for batch in epoch_batches(len(rows), cfg, 0) for i in batch]
     return [dict(input_ids=r.input_ids, labels=[-100] * r.n_prompt + r.input_ids[r.n_prompt:]) for r in order]
 
-# %% ../nbs/08b_contenders.ipynb #e36b766c
+# %% ../nbs/08b_contenders.ipynb #e5caef1d
 class StepClock(TrainerCallback):
     "Times every optimizer step, to its end on the device"
 
@@ -141,7 +141,7 @@ def timed(trainer,        # of transformers, or one that descends from it
     if not all(map(math.isfinite, losses)): raise ArithmeticError(f'losses are {losses}')
     return dict(late(clock.times), steps=len(clock.times), first_loss=losses[0], last_loss=losses[-1], **device_peak())
 
-# %% ../nbs/08b_contenders.ipynb #2350729c
+# %% ../nbs/08b_contenders.ipynb #a4d977b1
 def trainer_arguments(cfg: RunConfig, folder: Path) -> dict: # of `TrainingArguments`
     "The config in the Trainer's words"
     gpu = cfg.device == 'cuda'
@@ -152,7 +152,7 @@ def trainer_arguments(cfg: RunConfig, folder: Path) -> dict: # of `TrainingArgum
         adam_epsilon=cfg.adam_eps, max_grad_norm=cfg.max_grad_norm, optim='adamw_torch_fused', bf16=gpu and cfg.compute_dtype == 'bfloat16', use_cpu=not gpu,
         seed=cfg.seed, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True)
 
-# %% ../nbs/08b_contenders.ipynb #54dbf780
+# %% ../nbs/08b_contenders.ipynb #30cb1430
 class Allocate(TrainerCallback):
     "Calls AdaLoRA's allocator where it has to be called"
 
@@ -167,7 +167,7 @@ def pad_right(examples: list, pad_id: int = 0) -> dict: # int64 tensors [rows, l
     real = torch.arange(longest) < torch.tensor([len(e['input_ids']) for e in examples]).unsqueeze(1)
     return dict(input_ids=fill('input_ids', pad_id), attention_mask=real.long(), labels=fill('labels', -100))
 
-# %% ../nbs/08b_contenders.ipynb #8e003129
+# %% ../nbs/08b_contenders.ipynb #6bbd18c2
 def peft_trainer(cfg: RunConfig, rows: list, scratch: Path) -> Trainer:
     "transformers' Trainer with PEFT, as the documentation of both has it"
     from peft import prepare_model_for_kbit_training
@@ -183,7 +183,7 @@ def by_trainer(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: #
     "The Trainer's step"
     return timed(peft_trainer(cfg, rows, scratch), cfg)
 
-# %% ../nbs/08b_contenders.ipynb #3c548d60
+# %% ../nbs/08b_contenders.ipynb #2b8b3efa
 def by_trl(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of `timed`
     "The step of TRL's SFTTrainer"
     from datasets import Dataset
@@ -193,7 +193,7 @@ def by_trl(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of 
                          processing_class=byte_tokenizer('plain'), peft_config=lora_config(cfg))
     return timed(trainer, cfg)
 
-# %% ../nbs/08b_contenders.ipynb #1542c0dd
+# %% ../nbs/08b_contenders.ipynb #7e3d795f
 def write_checkpoint(cfg: RunConfig, # `quantization` says which
                      folder: Path    # made here
                      ):
@@ -211,7 +211,7 @@ def write_checkpoint(cfg: RunConfig, # `quantization` says which
     tokenizer.pad_token = tokenizer.bos_token # Unsloth adds a token where padding is the end of text
     tokenizer.save_pretrained(folder)
 
-# %% ../nbs/08b_contenders.ipynb #587e15a7
+# %% ../nbs/08b_contenders.ipynb #d5f706bc
 def by_unsloth(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of `timed`
     "The step of Unsloth"
     from unsloth import FastLanguageModel
@@ -235,7 +235,7 @@ def by_unsloth(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: #
                          **({} if free else dict(data_collator=pad_right)))
     return timed(trainer, cfg) | dict(checkpoint=folder.name)
 
-# %% ../nbs/08b_contenders.ipynb #06f9a13d
+# %% ../nbs/08b_contenders.ipynb #f8039e17
 def machine_peaks() -> dict: # matrix_tflops (bfloat16), copy_tbps; empty without a GPU
     "Measured peaks of the device"
     if not torch.cuda.is_available(): return {}
@@ -252,7 +252,7 @@ def machine_peaks() -> dict: # matrix_tflops (bfloat16), copy_tbps; empty withou
     target = torch.empty_like(source)
     return dict(matrix_tflops=2 * n ** 3 / best(lambda: a @ b) / 1e12, copy_tbps=2 * source.numel() / best(lambda: target.copy_(source)) / 1e12)
 
-# %% ../nbs/08b_contenders.ipynb #237a8dcd
+# %% ../nbs/08b_contenders.ipynb #d2c08956
 def described(v: Variant, setting: Setting) -> dict:
     "What a point says before it is measured"
     return dict(contender=v.contender, variant=v.title, backbone=setting.backbone, method=v.method, rank=setting.rank, dropout=v.dropout,
@@ -276,7 +276,7 @@ def measure_variant(v: Variant, setting: Setting, scratch: Path) -> dict: # a po
     found = CONTENDERS[v.contender](cfg, rows, v, scratch)
     return dict(tokens=round(tokens), tokens_per_s=1e3 * tokens / found['ms'], model_tflop=model_flops(cfg, round(tokens)) / 1e12, **found)
 
-# %% ../nbs/08b_contenders.ipynb #37315b3e
+# %% ../nbs/08b_contenders.ipynb #76a21806
 def _text(e: BaseException) -> str:
     return f'{type(e).__name__}: {" ".join(str(e).split())}'[:400]
 
@@ -298,7 +298,7 @@ def _child(): # argv: a job as JSON, and where to write
 
 _OFFLINE = dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', UNSLOTH_DISABLE_STATISTICS='1', TRANSFORMERS_VERBOSITY='error')
 
-# %% ../nbs/08b_contenders.ipynb #6eba1449
+# %% ../nbs/08b_contenders.ipynb #bbf0c7ac
 def apart(task: str,         # point, machine, nf4 or plain
           v: Variant,
           setting: Setting,
@@ -316,7 +316,7 @@ def apart(task: str,         # point, machine, nf4 or plain
         if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
         return dict(error=(done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1][:400])
 
-# %% ../nbs/08b_contenders.ipynb #912cabd1
+# %% ../nbs/08b_contenders.ipynb #dc4bc697
 def chosen(setting: Setting,  # device resolved
            contenders: list,  # names; empty for all
            methods: list,     # keys of `METHODS`; empty for all
@@ -342,7 +342,7 @@ def settled(setting: Setting) -> Setting: # `ConfigError` on what cannot be meas
     if setting.device == 'cuda' and not here: raise ConfigError("device = 'cuda' is not to be had: torch sees no CUDA device here.")
     return replace(setting, device=('cuda' if here else 'cpu') if setting.device == 'auto' else setting.device)
 
-# %% ../nbs/08b_contenders.ipynb #e301f58b
+# %% ../nbs/08b_contenders.ipynb #ef800a00
 _PEERS = ('trl', 'unsloth', 'unsloth_zoo', 'liger_kernel', 'xformers', 'flash_attn', 'triton')
 
 
@@ -366,7 +366,7 @@ def key(point: dict) -> tuple:
     "What a point is the only one of"
     return point['contender'], point['variant'], point['method']
 
-# %% ../nbs/08b_contenders.ipynb #28da9cb3
+# %% ../nbs/08b_contenders.ipynb #2f8ae3d2
 def _find(v, setting, scratch, timeout): # as `apart`; with the checkpoint that Unsloth needs, in 16 bits where NF4 does not load
     if v.contender != 'unsloth': return apart('point', v, setting, scratch, timeout)
     for kind in ('nf4', 'plain'):
@@ -392,7 +392,7 @@ def told(point: dict) -> str:
     share = f"  {point['peak_share']:5.1%} of peak" if 'peak_share' in point else ''
     return f"{name} {point['ms']:8.1f} ms  {point['tokens_per_s']:8.0f} tokens/s{memory}{share}"
 
-# %% ../nbs/08b_contenders.ipynb #57e94d40
+# %% ../nbs/08b_contenders.ipynb #882c46bb
 def compare(out: Path,                      # JSON file, written after every point
             setting: Setting = Setting(),
             contenders: list = (),          # names; empty for all
@@ -424,7 +424,7 @@ def compare(out: Path,                      # JSON file, written after every poi
             say(told(content['points'][-1]))
     return content
 
-# %% ../nbs/08b_contenders.ipynb #0da9fc87
+# %% ../nbs/08b_contenders.ipynb #371691c2
 def points_frame(content: dict # of `compare`
                  ) -> pd.DataFrame: # a row a point, the fastest first
     "The points as a table"
@@ -437,7 +437,7 @@ def points_frame(content: dict # of `compare`
                      'first loss': p.get('first_loss', math.nan), 'error': p.get('error', '')})
     return pd.DataFrame(rows).sort_values(['method', 'ms a step'], ascending=[False, True], ignore_index=True)
 
-# %% ../nbs/08b_contenders.ipynb #f8c8a75b
+# %% ../nbs/08b_contenders.ipynb #96ecf123
 def _words(text): return [w.strip() for w in text.split(',') if w.strip()]
 
 
@@ -454,7 +454,7 @@ def asked(params: dict # of bench.ipynb: the fields of `Setting`, and what `comp
     chosen(setting, rest['contenders'], rest['methods'], rest['only'])
     return rest | dict(setting=setting)
 
-# %% ../nbs/08b_contenders.ipynb #7cb2f289
+# %% ../nbs/08b_contenders.ipynb #11847a92
 def main(out: Annotated[Path, typer.Option(help='JSON file to write, or to go on with')] = Path('reports/bench/contenders.json'),
          all_: Annotated[bool, typer.Option('--all', help='every contender')] = False,
          contenders: Annotated[str, typer.Option(help=f'comma list of: {", ".join(CONTENDERS)}')] = '',
