@@ -6,9 +6,9 @@
 __all__ = ['CONTENDERS', 'Variant', 'Setting', 'variants', 'variant_config', 'setting_rows', 'in_order', 'StepClock', 'timed',
            'trainer_arguments', 'Allocate', 'pad_right', 'peft_trainer', 'by_trainer', 'by_trl', 'write_checkpoint',
            'by_unsloth', 'machine_peaks', 'described', 'by_us', 'measure_variant', 'apart', 'chosen', 'settled',
-           'peer_versions', 'started', 'told', 'compare', 'points_frame', 'main']
+           'peer_versions', 'former', 'key', 'with_share', 'told', 'compare', 'points_frame', 'asked', 'main']
 
-# %% ../nbs/08b_contenders.ipynb #d14f6055
+# %% ../nbs/08b_contenders.ipynb #0ccbb058
 import importlib.metadata
 import json
 import math
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Callable, Optional
@@ -31,13 +31,13 @@ from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingA
 from .adapters import METHODS, attach, lora_config, method_spec
 from .backbones import backbone_spec, load_backbone
 from .bench import bench_rows, device_peak, late, measure
-from .config import ConfigError, RunConfig
+from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
 from .prompts import byte_tokenizer, collate, epoch_batches
 from .records import device_name, provenance, write_json
 from .study import _fail, run_config
 
-# %% ../nbs/08b_contenders.ipynb #04e9b61d
+# %% ../nbs/08b_contenders.ipynb #991b3b55
 @dataclass(frozen=True)
 class Variant:
     "One way to take a step"
@@ -61,7 +61,7 @@ class Setting:
     row_spread: float = 35      # its standard deviation
     answer_tokens: int = 24     # supervised tokens at the end of a row
 
-# %% ../nbs/08b_contenders.ipynb #92b4bb46
+# %% ../nbs/08b_contenders.ipynb #cf2ec4de
 _SHAPES = (('4 x 4, checkpointing', 4, True), ('4 x 4', 4, False), ('16 x 1', 16, False))
 
 
@@ -83,7 +83,7 @@ def variants(device: str # cuda or cpu
            Variant('trl', '4 x 4, checkpointing', micro=4, again=True)]
     return ours + trainer + trl + _unsloth_variants()
 
-# %% ../nbs/08b_contenders.ipynb #93964f39
+# %% ../nbs/08b_contenders.ipynb #8d3bbac6
 def _unsloth_variants():
     found = []
     for dropout, micro, again in ((0., 16, False), (0., 16, True), (0.05, 16, False), (0., 4, True), (0.05, 4, True), (0.05, 16, True), (0., 4, False), (0.05, 4, False)):
@@ -92,7 +92,7 @@ def _unsloth_variants():
     free = Variant('unsloth', '16 x 1, padding-free, dropout 0', dropout=0., options=dict(padding_free=True))
     return found[:1] + [free] + found[1:]
 
-# %% ../nbs/08b_contenders.ipynb #eebc0276
+# %% ../nbs/08b_contenders.ipynb #9845e323
 def variant_config(v: Variant,
                    setting: Setting
                    ) -> RunConfig: # resolved; `ConfigError` on a wrong value
@@ -112,7 +112,7 @@ def in_order(rows: list, cfg: RunConfig) -> list: # of dicts: input_ids, labels 
     order = [rows[i] for batch in epoch_batches(len(rows), cfg, 0) for i in batch]
     return [dict(input_ids=r.input_ids, labels=[-100] * r.n_prompt + r.input_ids[r.n_prompt:]) for r in order]
 
-# %% ../nbs/08b_contenders.ipynb #c0d5f74d
+# %% ../nbs/08b_contenders.ipynb #e5caef1d
 class StepClock(TrainerCallback):
     "Times every optimizer step, to its end on the device"
 
@@ -141,7 +141,7 @@ def timed(trainer,        # of transformers, or one that descends from it
     if not all(map(math.isfinite, losses)): raise ArithmeticError(f'losses are {losses}')
     return dict(late(clock.times), steps=len(clock.times), first_loss=losses[0], last_loss=losses[-1], **device_peak())
 
-# %% ../nbs/08b_contenders.ipynb #ff4b9a6f
+# %% ../nbs/08b_contenders.ipynb #a4d977b1
 def trainer_arguments(cfg: RunConfig, folder: Path) -> dict: # of `TrainingArguments`
     "The config in the Trainer's words"
     gpu = cfg.device == 'cuda'
@@ -152,7 +152,7 @@ def trainer_arguments(cfg: RunConfig, folder: Path) -> dict: # of `TrainingArgum
         adam_epsilon=cfg.adam_eps, max_grad_norm=cfg.max_grad_norm, optim='adamw_torch_fused', bf16=gpu and cfg.compute_dtype == 'bfloat16', use_cpu=not gpu,
         seed=cfg.seed, train_sampling_strategy='sequential', logging_steps=1, save_strategy='no', report_to='none', disable_tqdm=True)
 
-# %% ../nbs/08b_contenders.ipynb #0eaac9a5
+# %% ../nbs/08b_contenders.ipynb #30cb1430
 class Allocate(TrainerCallback):
     "Calls AdaLoRA's allocator where it has to be called"
 
@@ -167,7 +167,7 @@ def pad_right(examples: list, pad_id: int = 0) -> dict: # int64 tensors [rows, l
     real = torch.arange(longest) < torch.tensor([len(e['input_ids']) for e in examples]).unsqueeze(1)
     return dict(input_ids=fill('input_ids', pad_id), attention_mask=real.long(), labels=fill('labels', -100))
 
-# %% ../nbs/08b_contenders.ipynb #7bf38e8d
+# %% ../nbs/08b_contenders.ipynb #6bbd18c2
 def peft_trainer(cfg: RunConfig, rows: list, scratch: Path) -> Trainer:
     "transformers' Trainer with PEFT, as the documentation of both has it"
     from peft import prepare_model_for_kbit_training
@@ -183,7 +183,7 @@ def by_trainer(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: #
     "The Trainer's step"
     return timed(peft_trainer(cfg, rows, scratch), cfg)
 
-# %% ../nbs/08b_contenders.ipynb #86923779
+# %% ../nbs/08b_contenders.ipynb #2b8b3efa
 def by_trl(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of `timed`
     "The step of TRL's SFTTrainer"
     from datasets import Dataset
@@ -193,7 +193,7 @@ def by_trl(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of 
                          processing_class=byte_tokenizer('plain'), peft_config=lora_config(cfg))
     return timed(trainer, cfg)
 
-# %% ../nbs/08b_contenders.ipynb #a3cef4c1
+# %% ../nbs/08b_contenders.ipynb #7e3d795f
 def write_checkpoint(cfg: RunConfig, # `quantization` says which
                      folder: Path    # made here
                      ):
@@ -211,12 +211,11 @@ def write_checkpoint(cfg: RunConfig, # `quantization` says which
     tokenizer.pad_token = tokenizer.bos_token # Unsloth adds a token where padding is the end of text
     tokenizer.save_pretrained(folder)
 
-# %% ../nbs/08b_contenders.ipynb #3fc4a348
+# %% ../nbs/08b_contenders.ipynb #d5f706bc
 def by_unsloth(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of `timed`
     "The step of Unsloth"
     from unsloth import FastLanguageModel
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
     folder, again = next(p for p in (scratch / 'plain', scratch / 'nf4') if p.exists()), 'unsloth' if cfg.gradient_checkpointing else False
     try: model, tokenizer = FastLanguageModel.from_pretrained(
         str(folder), max_seq_length=cfg.max_length, dtype=getattr(torch, cfg.compute_dtype), load_in_4bit=True, use_gradient_checkpointing=again)
@@ -224,6 +223,7 @@ def by_unsloth(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: #
     model = FastLanguageModel.get_peft_model(
         model, r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=list(cfg.modules), bias='none',
         use_gradient_checkpointing=again, random_state=cfg.seed, max_seq_length=cfg.max_length)
+    from trl import SFTConfig, SFTTrainer # which loading has patched
     told = trainer_arguments(cfg, scratch) | dict(max_length=cfg.max_length, dataset_num_proc=None)
     if again: del told['gradient_checkpointing'] # Unsloth has its own, and the Trainer's would take its place
     free, examples = v.options.get('padding_free', False), in_order(rows, cfg)
@@ -235,7 +235,7 @@ def by_unsloth(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: #
                          **({} if free else dict(data_collator=pad_right)))
     return timed(trainer, cfg) | dict(checkpoint=folder.name)
 
-# %% ../nbs/08b_contenders.ipynb #9854639a
+# %% ../nbs/08b_contenders.ipynb #f8039e17
 def machine_peaks() -> dict: # matrix_tflops (bfloat16), copy_tbps; empty without a GPU
     "Measured peaks of the device"
     if not torch.cuda.is_available(): return {}
@@ -252,7 +252,7 @@ def machine_peaks() -> dict: # matrix_tflops (bfloat16), copy_tbps; empty withou
     target = torch.empty_like(source)
     return dict(matrix_tflops=2 * n ** 3 / best(lambda: a @ b) / 1e12, copy_tbps=2 * source.numel() / best(lambda: target.copy_(source)) / 1e12)
 
-# %% ../nbs/08b_contenders.ipynb #970cacca
+# %% ../nbs/08b_contenders.ipynb #d2c08956
 def described(v: Variant, setting: Setting) -> dict:
     "What a point says before it is measured"
     return dict(contender=v.contender, variant=v.title, backbone=setting.backbone, method=v.method, rank=setting.rank, dropout=v.dropout,
@@ -276,7 +276,7 @@ def measure_variant(v: Variant, setting: Setting, scratch: Path) -> dict: # a po
     found = CONTENDERS[v.contender](cfg, rows, v, scratch)
     return dict(tokens=round(tokens), tokens_per_s=1e3 * tokens / found['ms'], model_tflop=model_flops(cfg, round(tokens)) / 1e12, **found)
 
-# %% ../nbs/08b_contenders.ipynb #61283b5f
+# %% ../nbs/08b_contenders.ipynb #76a21806
 def _text(e: BaseException) -> str:
     return f'{type(e).__name__}: {" ".join(str(e).split())}'[:400]
 
@@ -286,7 +286,7 @@ def _child(): # argv: a job as JSON, and where to write
     setting, scratch = Setting(**job['setting']), Path(job['scratch'])
     v = Variant(**job['variant'])
     try:
-        if job['task'] == 'machine': found = dict(device=device_name(variant_config(v, setting)), **machine_peaks())
+        if job['task'] == 'machine': found = dict(device=device_name(variant_config(Variant('ours', ''), setting)), **machine_peaks())
         elif job['task'] == 'point': found = measure_variant(v, setting, scratch)
         else: # a checkpoint: nf4 or plain
             cfg = replace(variant_config(v, setting), quantization='nf4' if job['task'] == 'nf4' else 'none')
@@ -298,7 +298,7 @@ def _child(): # argv: a job as JSON, and where to write
 
 _OFFLINE = dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', UNSLOTH_DISABLE_STATISTICS='1', TRANSFORMERS_VERBOSITY='error')
 
-# %% ../nbs/08b_contenders.ipynb #b4cb50bb
+# %% ../nbs/08b_contenders.ipynb #bbf0c7ac
 def apart(task: str,         # point, machine, nf4 or plain
           v: Variant,
           setting: Setting,
@@ -316,7 +316,7 @@ def apart(task: str,         # point, machine, nf4 or plain
         if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
         return dict(error=(done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1][:400])
 
-# %% ../nbs/08b_contenders.ipynb #eb4aaf35
+# %% ../nbs/08b_contenders.ipynb #dc4bc697
 def chosen(setting: Setting,  # device resolved
            contenders: list,  # names; empty for all
            methods: list,     # keys of `METHODS`; empty for all
@@ -332,14 +332,17 @@ def chosen(setting: Setting,  # device resolved
 
 
 def settled(setting: Setting) -> Setting: # `ConfigError` on what cannot be measured
-    "The setting with its device"
+    "The setting, checked, with its device"
+    setting = replace(setting, **{f.name: check_field(f.name, getattr(setting, f.name), f.type) for f in fields(setting)})
     if not backbone_spec(setting.backbone).architecture: raise ConfigError(f'backbone = {setting.backbone!r} has no architecture in BACKBONES to fill with random weights.')
+    for name in ('row_tokens', 'row_spread', 'answer_tokens'):
+        if getattr(setting, name) <= 0: raise ConfigError(f'{name} = {getattr(setting, name):g} must be above 0.')
     if setting.steps < 6: raise ConfigError(f'steps = {setting.steps} must be at least 6: the first three are not counted.')
     here = torch.cuda.is_available()
     if setting.device == 'cuda' and not here: raise ConfigError("device = 'cuda' is not to be had: torch sees no CUDA device here.")
     return replace(setting, device=('cuda' if here else 'cpu') if setting.device == 'auto' else setting.device)
 
-# %% ../nbs/08b_contenders.ipynb #09924d6a
+# %% ../nbs/08b_contenders.ipynb #ef800a00
 _PEERS = ('trl', 'unsloth', 'unsloth_zoo', 'liger_kernel', 'xformers', 'flash_attn', 'triton')
 
 
@@ -352,26 +355,33 @@ def peer_versions() -> dict: # of what is installed
     return found
 
 
-def started(out: Path, setting: Setting, machine: dict, command: str) -> dict: # the file's content; `ConfigError` if it is of another setting or device
-    "A new file, or what a former run left in it"
-    source = provenance()
-    source['packages'] |= peer_versions()
-    fresh = dict(points=[], machine=machine, setting=asdict(setting), provenance=source, command=command)
-    if not out.is_file(): return fresh
-    old = json.loads(out.read_text(encoding='utf-8'))
-    if old.get('setting') != asdict(setting) or old['machine'].get('device') != machine.get('device'):
-        raise ConfigError(f'{out} holds another setting or device: choose another file, or remove it.')
-    return fresh | dict(points=[p for p in old['points'] if 'error' not in p])
+def former(out: Path, setting: Setting) -> dict: # content of the file, or {}; `ConfigError` if it is of another setting
+    "What a former run left"
+    old = json.loads(out.read_text(encoding='utf-8')) if out.is_file() else {}
+    if old and old.get('setting') != asdict(setting): raise ConfigError(f'{out.name} is of another setting: choose another file, or remove it.')
+    return old
 
-# %% ../nbs/08b_contenders.ipynb #71082099
-def _unsloth_point(v, setting, scratch, timeout): # as `apart`, with the checkpoint it needs
-    for kind in ('nf4', 'plain'): # plain where nf4 does not load
+
+def key(point: dict) -> tuple:
+    "What a point is the only one of"
+    return point['contender'], point['variant'], point['method']
+
+# %% ../nbs/08b_contenders.ipynb #2f8ae3d2
+def _find(v, setting, scratch, timeout): # as `apart`; with the checkpoint that Unsloth needs, in 16 bits where NF4 does not load
+    if v.contender != 'unsloth': return apart('point', v, setting, scratch, timeout)
+    for kind in ('nf4', 'plain'):
         if not (scratch / kind).exists():
             written = apart(kind, v, setting, scratch, timeout)
             if 'error' in written: return written
         found = apart('point', v, setting, scratch, timeout)
         if 'Loading nf4' not in found.get('error', ''): return found
     return found
+
+
+def with_share(point: dict, machine: dict) -> dict:
+    "A point with its share of the peak, where there is one"
+    if 'ms' not in point or 'matrix_tflops' not in machine: return point
+    return point | dict(peak_share=1e3 * point['model_tflop'] / point['ms'] / machine['matrix_tflops'])
 
 
 def told(point: dict) -> str:
@@ -382,7 +392,7 @@ def told(point: dict) -> str:
     share = f"  {point['peak_share']:5.1%} of peak" if 'peak_share' in point else ''
     return f"{name} {point['ms']:8.1f} ms  {point['tokens_per_s']:8.0f} tokens/s{memory}{share}"
 
-# %% ../nbs/08b_contenders.ipynb #b69d5cff
+# %% ../nbs/08b_contenders.ipynb #882c46bb
 def compare(out: Path,                      # JSON file, written after every point
             setting: Setting = Setting(),
             contenders: list = (),          # names; empty for all
@@ -395,24 +405,26 @@ def compare(out: Path,                      # JSON file, written after every poi
             ) -> dict:                      # the file's content; `ConfigError` on what cannot be measured
     "Measure what is missing, one process a point"
     out, setting, begin = Path(out), settled(setting), time.monotonic()
-    todo, room = chosen(setting, list(contenders), list(methods), only), '/dev/shm' if setting.device == 'cuda' and os.path.isdir('/dev/shm') else None
-    with tempfile.TemporaryDirectory(dir=room) as tmp:
+    old, wanted = former(out, setting), chosen(setting, list(contenders), list(methods), only)
+    have = {key(p) for p in old.get('points', []) if 'error' not in p}
+    todo = {key(described(v, setting)): v for v in wanted if key(described(v, setting)) not in have}
+    if not todo: return old
+    source = provenance()
+    source['packages'] |= peer_versions()
+    with tempfile.TemporaryDirectory(dir='/dev/shm' if setting.device == 'cuda' and os.path.isdir('/dev/shm') else None) as tmp:
         scratch = Path(tmp)
-        content = started(out, setting, apart('machine', todo[0], setting, scratch, timeout), command or ' '.join(sys.argv))
-        have = {(p['contender'], p['variant'], p['method']) for p in content['points']}
-        for v in todo:
-            if (v.contender, v.title, v.method) in have: continue
+        machine = apart('machine', wanted[0], setting, scratch, timeout)
+        if old and old['machine'].get('device') != machine.get('device'): raise ConfigError(f'{out.name} is of another device: choose another file, or remove it.')
+        content = dict(points=[p for p in old.get('points', []) if key(p) not in todo], machine=machine, setting=asdict(setting),
+                       provenance=source, command=command or ' '.join(sys.argv))
+        for v in todo.values():
             if minutes and time.monotonic() - begin > 60 * minutes: say(f'{minutes:g} minutes are over: run it again for what is missing.'); break
-            find = _unsloth_point if v.contender == 'unsloth' else partial(apart, 'point')
-            point = described(v, setting) | find(v, setting, scratch, timeout)
-            if 'ms' in point and 'matrix_tflops' in content['machine']:
-                point['peak_share'] = 1e3 * point['model_tflop'] / point['ms'] / content['machine']['matrix_tflops']
-            content['points'].append(point)
+            content['points'].append(with_share(described(v, setting) | _find(v, setting, scratch, timeout), machine))
             write_json(content, out)
-            say(told(point))
+            say(told(content['points'][-1]))
     return content
 
-# %% ../nbs/08b_contenders.ipynb #c2240ea1
+# %% ../nbs/08b_contenders.ipynb #371691c2
 def points_frame(content: dict # of `compare`
                  ) -> pd.DataFrame: # a row a point, the fastest first
     "The points as a table"
@@ -421,13 +433,28 @@ def points_frame(content: dict # of `compare`
         best = min((q['ms'] for q in content['points'] if q['contender'] == 'ours' and q['method'] == p['method'] and 'ms' in q), default=math.nan)
         rows.append({'contender': p['contender'], 'variant': p['variant'], 'method': p['method'], 'dropout': p['dropout'], 'ms a step': p.get('ms', math.nan),
                      'tokens/s': p.get('tokens_per_s', math.nan), 'times ours': p.get('ms', math.nan) / best, 'share of peak': p.get('peak_share', math.nan),
-                     'GiB': p.get('device_gib', math.nan), 'error': p.get('error', '')})
+                     'GiB': p.get('device_gib', math.nan),
+                     'first loss': p.get('first_loss', math.nan), 'error': p.get('error', '')})
     return pd.DataFrame(rows).sort_values(['method', 'ms a step'], ascending=[False, True], ignore_index=True)
 
-# %% ../nbs/08b_contenders.ipynb #43df5924
+# %% ../nbs/08b_contenders.ipynb #96ecf123
 def _words(text): return [w.strip() for w in text.split(',') if w.strip()]
 
 
+def asked(params: dict # of bench.ipynb: the fields of `Setting`, and what `compare` takes besides; None for its default
+          ) -> dict:   # of `compare`; `ConfigError` on an unknown name or a wrong value
+    "What a set of parameters asks for"
+    names, more = [f.name for f in fields(Setting)], ('out', 'contenders', 'methods', 'only', 'timeout', 'minutes')
+    params = {name: value for name, value in params.items() if value is not None}
+    for name in params:
+        if name not in (*names, *more): raise ConfigError(f'{name} is not a parameter of a bench; there are: {", ".join((*names, *more))}.')
+    rest = {name: params[name] for name in more if name in params}
+    rest |= {name: _words(str(rest.get(name, ''))) for name in ('contenders', 'methods')} | dict(only=str(rest.get('only', '')))
+    setting = settled(Setting(**{name: params[name] for name in names if name in params}))
+    chosen(setting, rest['contenders'], rest['methods'], rest['only'])
+    return rest | dict(setting=setting)
+
+# %% ../nbs/08b_contenders.ipynb #11847a92
 def main(out: Annotated[Path, typer.Option(help='JSON file to write, or to go on with')] = Path('reports/bench/contenders.json'),
          all_: Annotated[bool, typer.Option('--all', help='every contender')] = False,
          contenders: Annotated[str, typer.Option(help=f'comma list of: {", ".join(CONTENDERS)}')] = '',
@@ -444,11 +471,12 @@ def main(out: Annotated[Path, typer.Option(help='JSON file to write, or to go on
          minutes: Annotated[Optional[float], typer.Option(help='after which no point is begun')] = None,
          print_: Annotated[bool, typer.Option('--print', help='list the points and measure none')] = False):
     "Measure the same step in others' hands.  Example: python -m medpeft_study.contenders --all --out contenders.json"
-    if not (all_ or contenders): _fail('Say --all, or which --contenders.')
-    setting = Setting(backbone, device, steps, rank, row_tokens, row_spread, answer_tokens)
+    params = {k: v for k, v in locals().items() if k not in ('all_', 'print_')}
+    if all_ == bool(contenders): _fail('Say --all, or which --contenders.')
     try:
-        if not print_: return compare(out, setting, _words(contenders), _words(methods), only, timeout, minutes)
-        for v in chosen(settled(setting), _words(contenders), _words(methods), only): typer.echo(f'{v.contender:<8} {v.method:<8} {v.title}')
+        call = asked(params)
+        if not print_: return compare(**call)
+        for v in chosen(call['setting'], call['contenders'], call['methods'], call['only']): typer.echo(f'{v.contender:<8} {v.method:<8} {v.title}')
     except ConfigError as e: _fail(str(e))
 
 

@@ -44,6 +44,9 @@ def complete(given: dict): # papermill's options, changed in place; `ValueError`
     if name == 'report':
         from medpeft_study.frames import load_records # a broken record, or none, is one sentence too
         load_records()
+    if name == 'bench':
+        from medpeft_study.contenders import asked
+        asked(merge_parameters(given))
     if not output:
         output = given['output_path'] = str(report_paths().notebook(name))
         Path(output).parent.mkdir(parents=True, exist_ok=True)
