@@ -42,13 +42,15 @@ def bench_rows(count: int,
                seed: int = 0,
                mean: float = 120,  # tokens of a row
                spread: float = 35, # their standard deviation
-               answer: int = 24    # supervised tokens at its end
+               answer: int = 24,   # supervised tokens at its end
+               words: int = 16_000 # different ids at most
                ) -> list:          # of `Encoded`
     "Random tokens in rows as long as medical questions"
     rng, rows = np.random.default_rng(seed), []
+    known = rng.permutation(vocabulary)[:words]
     for i in range(count):
         n = max(answer + 1, int(np.clip(rng.normal(mean, spread), mean / 3, mean * 2.5)))
-        rows.append(Encoded(f'row-{i}', rng.integers(0, vocabulary, n).tolist(), n - answer, 0))
+        rows.append(Encoded(f'row-{i}', rng.choice(known, n).tolist(), n - answer, 0))
     return rows
 
 # %% ../nbs/08a_measure.ipynb #5b2702b2
@@ -249,8 +251,8 @@ JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Cas
 
 def _child(): # argv: which job, its arguments as JSON, where to write
     kind, job, out = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    found, device = JOBS[kind](job), device_name(run_config(dict(device='auto')))
-    write_json([dict(p, device=device) for p in (found if isinstance(found, list) else [found])], out)
+    found, card = JOBS[kind](job), device_name(run_config(dict(device='auto')))
+    write_json([dict(p, card=card) for p in (found if isinstance(found, list) else [found])], out)
 
 
 def in_process(kind: str,            # a key of `JOBS`
