@@ -30,7 +30,7 @@ from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingA
 
 from .adapters import METHODS, attach, lora_config, method_spec
 from .backbones import backbone_spec, load_backbone
-from .bench import bench_rows, device_peak, late, measure
+from .measure import bench_rows, device_peak, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
 from .prompts import byte_tokenizer, collate, epoch_batches

@@ -38,7 +38,7 @@ from .reporting import PALETTE
 from .tables import Column, Table, write_table
 
 # %% ../nbs/07h_speed.ipynb #655e39ad
-_BENCH = 'python -m medpeft_study.bench '
+_BENCH = 'python -m medpeft_study.measure '
 FILES = dict( # file in `reports/bench` -> the command that makes it
     steps=_BENCH + 'steps', contenders='python -m medpeft_study.contenders --all', growth=_BENCH + 'growth', profile=_BENCH + 'steps', parity=_BENCH + 'parity',
     evaluation=_BENCH + 'evaluation', cpu='python -m medpeft_study.contenders --contenders ours,trainer --backbone smollm2-135m --device cpu --out reports/bench/cpu.json')

@@ -262,7 +262,7 @@ def in_process(kind: str,            # a key of `JOBS`
     "Do one job in a process of its own"
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp) / 'found.json'
-        code = [sys.executable, '-c', 'from medpeft_study.bench import _child; _child()', kind, json.dumps(job), str(out)]
+        code = [sys.executable, '-c', 'from medpeft_study.measure import _child; _child()', kind, json.dumps(job), str(out)]
         try: done = subprocess.run(code, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired: return [dict(error=f'not done after {timeout:g} s')]
         if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
@@ -306,7 +306,7 @@ def _place(out, name): return out or project_root() / 'reports' / 'bench' / f'{n
 
 @app.command()
 def steps(out: _Out = None, only: Annotated[str, typer.Option(help='text in a case, as in qwen2')] = ''):
-    "Every mode, both methods, three backbones.  Example: python -m medpeft_study.bench steps --only lean"
+    "Every mode, both methods, three backbones.  Example: python -m medpeft_study.measure steps --only lean"
     jobs = [('case', asdict(c)) for c in CASES['steps'] if only in str(c.params)]
     if not jobs: _fail(f'only = {only!r} leaves no case.')
     collect(jobs, _place(out, 'steps'), 'memory_points')
