@@ -69,7 +69,7 @@ def _thin(x, a, out, keys, salt, M, K, R, x_m, a_r, a_k, GROUP: constexpr, THRES
     m, r = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BR)
     part = tl.program_id(1)
     key = tl.load(keys + m, mask=m < M, other=0) if THRESHOLD else m
-    acc0 = tl.zeros((BM, BR), dtype=tl.float32)
+    acc0 = tl.full((BM, BR), 0., tl.float32)
     acc1, acc2 = acc0, acc0
     for start in range(part * BK, K, SPLIT * BK):
         k = start + tl.arange(0, BK)
@@ -88,7 +88,7 @@ def _thin(x, a, out, keys, salt, M, K, R, x_m, a_r, a_k, GROUP: constexpr, THRES
 def _gather(parts, e, raw, scaled, N, W, stride, scale, SPLIT: constexpr, TIMES: constexpr, B: constexpr):
     i = tl.program_id(0) * B + tl.arange(0, B)
     there = i < N
-    acc = tl.zeros((B,), dtype=tl.float32)
+    acc = tl.full((B,), 0., tl.float32)
     for s in tl.static_range(SPLIT): acc += tl.load(parts + s * N + i, mask=there, other=0.)
     acc *= scale
     to = i // W * stride + i % W
@@ -101,7 +101,7 @@ def _wide(t, a, y, z, keys, salt, M, K, R, t_m, a_r, a_k, y_m, z_m, scale, GROUP
           BM: constexpr, BK: constexpr, BR: constexpr):
     m, k, r = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BR)
     key = tl.load(keys + m, mask=m < M, other=0) if THRESHOLD else m
-    add = tl.zeros((BM, BK), dtype=tl.float32)
+    add = tl.full((BM, BK), 0., tl.float32)
     for g in tl.static_range(GROUP):
         ts = tl.load(t + m[:, None] * t_m + (g * R + r)[None, :], mask=(m < M)[:, None] & (r < R)[None, :], other=0.)
         As = tl.load(a + (g * R + r)[:, None] * a_r + k[None, :] * a_k, mask=(r < R)[:, None] & (k < K)[None, :], other=0.)
@@ -127,7 +127,7 @@ def _outer_add(at, there, acc): tl.store(at, tl.load(at, mask=there, other=0.) +
 def _outer(t, x, out, keys, salt, M, K, R, t_m, x_m, o_r, o_k, scale, GROUP: constexpr, THRESHOLD: constexpr, PRECISION: constexpr,
            BM: constexpr, BK: constexpr, BR: constexpr):
     k, r = tl.program_id(0) * BK + tl.arange(0, BK), tl.arange(0, BR)
-    acc0 = tl.zeros((BR, BK), dtype=tl.float32)
+    acc0 = tl.full((BR, BK), 0., tl.float32)
     acc1, acc2 = acc0, acc0
     for start in range(0, M, BM):
         m = start + tl.arange(0, BM)

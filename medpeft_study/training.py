@@ -244,6 +244,7 @@ class Replay:
             graph = torch.cuda.CUDAGraph()
             try:
                 with torch.cuda.graph(graph, stream=self.stream, pool=self.pool, capture_error_mode='relaxed'): self.function(*key)
+            except torch.OutOfMemoryError: raise # is dealt with by less at once
             except RuntimeError as e:
                 print(f'Not recorded, so slower: {str(e).splitlines()[0]}', flush=True)
                 self.stream = None
