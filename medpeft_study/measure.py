@@ -63,8 +63,8 @@ def device_peak() -> dict: # GiB: device, allocated, reserved; empty without a G
                 reserved_gib=torch.cuda.max_memory_reserved() / GIB)
 
 # %% ../nbs/08a_measure.ipynb #8e6a7f93
-KERNELS = {'frozen products': 'nvjet|gemm|cutlass|splitK', 'adapter': '^_thin|^_gather|^_wide|^_outer', 'unpacking': 'kDequantize',
-           'attention': 'flash|fmha', 'norms, rotation, activation': 'rms_norm|rope|swiglu|silu', 'optimizer': 'multi_tensor|kOptimizer|adam'}
+KERNELS = {'attention': 'flash|fmha', 'frozen products': 'nvjet|gemm|cutlass|splitK', 'adapter': '^_thin|^_gather|^_wide|^_outer', 'unpacking': 'kDequantize',
+           'norms, rotation, activation': 'rms_norm|rope|swiglu|silu', 'optimizer': 'multi_tensor|kOptimizer|adam'}
 
 
 def kernel_group(name: str) -> str: # a key of `KERNELS`, or the rest
