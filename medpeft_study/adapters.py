@@ -145,7 +145,7 @@ def count_parameters(cfg: RunConfig,  # resolved as far as the architecture goes
     adaptive = method_spec(cfg.method).adaptive
     size = {name: i + o + adaptive for name, (i, o) in adapted.items()} # numbers a unit of rank
     trainable = sum(size.values()) * cfg.rank
-    final = cfg.target_rank if adaptive and cfg.allocator == 'called' else cfg.rank
+    final = cfg.target_rank if adaptive and cfg.allocator != 'never' else cfg.rank
     effective = sum(size[n] * (ranks[n] if ranks else final) for n in size)
     return dict(total=total, packed=packed, trainable=trainable, effective=effective,
                 share_of_total=trainable / total, share_of_packed=trainable / (packed + trainable))

@@ -96,7 +96,7 @@ class Allocator:
         self.order = {k: torch.tensor([place[n.replace(k, '{}')] for b in flat.of(k) for n in b.names], device=device).argsort() for k in ('lora_A', 'lora_B', 'lora_E')}
         self.back = self.order['lora_E'].argsort()
         self.kept = torch.ones(len(names), cfg.rank, dtype=torch.bool, device=device) # in the order of `names`
-        tables = schedule_tables(cfg, len(names))
+        self.uniform, tables = cfg.allocator == 'uniform', schedule_tables(cfg, len(names))
         self.updates, self.prunes, self.goes, self.holds = (torch.tensor(tables[k], device=device) for k in ('updates', 'prunes', 'goes', 'holds'))
 
     def of(self, b: Block) -> tuple: # (average, uncertainty), views of the vectors
@@ -125,7 +125,9 @@ def allocate(self: Allocator,
         average.lerp_(now, updates * (1 - self.betas[0]))
         uncertainty.lerp_(now.sub_(average).abs_(), updates * (1 - self.betas[1]))
     scores = self.scores()
-    threshold = scores.flatten().sort().values.index_select(0, (goes - 1).clamp_min(0))
+    if self.uniform: ordered, goes = scores.sort(-1).values, goes // len(scores) # the same number in every matrix
+    else: ordered = scores.flatten().sort().values
+    threshold = torch.where(goes > 0, ordered.index_select(-1, (goes - 1).clamp_min(0)), -torch.inf)
     self.kept.copy_(torch.where(prunes, scores > threshold, self.kept))
     masked = self.kept | ~(prunes | holds)
     for b, part in zip(self.flat.of('lora_E'), masked[self.back].split([len(b.values) for b in self.flat.of('lora_E')])): b.values.mul_(part.unsqueeze(-1))

@@ -76,7 +76,7 @@ class AdapterFields:
     importance_beta1: float = 0.85    # decay of the importance average
     importance_beta2: float = 0.85    # decay of the uncertainty average
     importance_grad: str = 'total'    # gradient behind the importance: total (task + penalty) or task
-    allocator: str = 'called'         # called once a step, or never (what a Trainer without a callback does)
+    allocator: str = 'called'         # called once a step, never (what a Trainer without a callback does), or uniform: every matrix keeps as many directions
 
 # %% ../nbs/00_config.ipynb #2bcbf473
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ CHOICES = dict(
     weights=('pretrained', 'random'), quantization=('nf4', 'none'), base_storage=('auto', 'packed', 'dequantized'),
     compute_dtype=('auto', 'float32', 'bfloat16', 'float16'), device=('auto', 'cpu', 'cuda'),
     prompt=('open', 'lettered'), loss_scope=('answer', 'sequence', 'padded'), adapter_dtype=('float32', 'bfloat16'),
-    importance_grad=('total', 'task'), allocator=('called', 'never'), optimizer_state=('float32', 'paged_8bit'),
+    importance_grad=('total', 'task'), allocator=('called', 'never', 'uniform'), optimizer_state=('float32', 'paged_8bit'),
     schedule=('cosine', 'linear', 'constant'), train_loss=('epoch_mean', 'last_step'))
 
 RANGES = dict(

@@ -89,24 +89,35 @@ def finished_note(params: dict # of run.ipynb
 # %% ../nbs/08_study.ipynb #ba2e13f6
 @dataclass(frozen=True)
 class StudySpec:
-    "A named set of runs: the product of the values of each grid"
+    "A named set of runs: the products of the values of each grid"
     title: str                                  # what it is for
     fixed: dict = field(default_factory=dict)   # parameters of every run
-    grid: dict = field(default_factory=dict)    # parameter -> values
+    grids: tuple = ({},)                        # of dicts: parameter -> values
 
     @property
-    def runs(self) -> list: # of parameters, in the order of the grid
-        return [self.fixed | dict(zip(self.grid, values)) for values in product(*self.grid.values())]
+    def runs(self) -> list: # of parameters, in the order of the grids, none twice
+        made = [self.fixed | dict(zip(grid, values)) for grid in self.grids for values in product(*grid.values())]
+        return [params for i, params in enumerate(made) if params not in made[:i]]
 
 
 _METHODS = ('qlora', 'adalora')
 _MINI = dict(profile='mini', micro_batch_size=16) # a small model on a GPU: one forward pass a step
+_THREE, _ADALORA, _LORA = range(3), dict(method=('adalora',), lr=(2e-3,)), dict(method=('qlora',), lr=(1e-3,)) # each at a rate that suits it
+_AUDIT = ( # the gap in parts; learning rates; one thing at a time; longer
+    dict(method=('adalora',), loss_scope=('answer', 'padded'), allocator=('called', 'never'), lr=(2e-4, 2e-3), max_length=(128,), seed=_THREE),
+    dict(method=('qlora',), loss_scope=('answer', 'padded'), lr=(2e-4, 2e-3), max_length=(128,), seed=_THREE),
+    dict(method=_METHODS, lr=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), seed=_THREE),
+    *(_ADALORA | {name: values, 'seed': _THREE} for name, values in dict(
+        orth_weight=(0., .1), alpha=(8., 64.), importance_grad=('task',), budget_end=(.3,), allocator=('never', 'uniform'), quantization=('none',)).items()),
+    *(_LORA | {name: values, 'seed': _THREE} for name, values in dict(alpha=(8., 64.), rank=(8, 9), quantization=('none',)).items()),
+    *(arm | dict(epochs=(3, 10), seed=_THREE) for arm in (_LORA, _ADALORA)))
 STUDIES = {
-    'smoke': StudySpec('the first minutes of the protocol, on a laptop', dict(profile='smoke'), dict(method=_METHODS)),
+    'smoke': StudySpec('the first minutes of the protocol, on a laptop', dict(profile='smoke'), (dict(method=_METHODS),)),
     'mini': StudySpec('the paper\'s protocol on the embedded model and data', _MINI,
-                      dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS)),
-    'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, dict(method=('adalora',), lr=(2e-3,), seed=range(3))),
-    'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS))}
+                      (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS),)),
+    'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, (dict(method=('adalora',), lr=(2e-3,), seed=_THREE),)),
+    'audit': StudySpec('the comparison taken apart, on the embedded model and data', _MINI, _AUDIT),
+    'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 
 # %% ../nbs/08_study.ipynb #dd515374
 def papermill_args(params: dict # of run.ipynb

@@ -216,7 +216,7 @@ def finish(self: Stepper):
     norm = torch.linalg.vector_norm(grad)
     if cfg.max_grad_norm: grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.)) # as clip_grad_norm_
     self.optimizer.step()
-    if self.allocator and cfg.allocator == 'called': kept = self.allocator.allocate(self.step, task_grad)
+    if self.allocator and cfg.allocator != 'never': kept = self.allocator.allocate(self.step, task_grad)
     elif self.allocator: kept = self.allocator.kept.sum()
     self.stats.index_copy_(0, self.step, torch.stack([self.task, penalty, norm, kept.to(self.task.dtype)]).unsqueeze(0))
     grad.zero_(); self.task.zero_()
@@ -292,7 +292,7 @@ def train(model: nn.Module,                   # with an adapter; trained in plac
     model.train()
     with training(model, rows, cfg, pad_id, record) as run: history = _loop(*run, learning_rates(cfg), on_step)
     stepper = run[0]
-    if stepper.allocator and cfg.allocator == 'called': stepper.allocator.hand_over(model)
+    if stepper.allocator and cfg.allocator != 'never': stepper.allocator.hand_over(model)
     check_allocation(model, cfg)
     return history
 
