@@ -114,8 +114,10 @@ def measure(cfg: RunConfig,       # resolved, random weights
             profile: int = 0      # on a GPU: of the steps, how many come last and are profiled, not timed
             ) -> dict:            # times in ms, memory in GiB
     "Train as a run does, with a clock"
+    begin = time.perf_counter()
     model = attach(load_backbone(cfg)[0] if base is None else base, cfg)
     model.train()
+    loading = time.perf_counter() - begin
     if cfg.device == 'cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     rows = bench_rows(cfg.train_rows, model.config.vocab_size) if rows is None else rows
     begin = time.perf_counter()
@@ -131,7 +133,7 @@ def measure(cfg: RunConfig,       # resolved, random weights
     return dict(backbone=cfg.backbone, method=cfg.method, rank=cfg.rank, base_storage=cfg.base_storage, optimizer_state=cfg.optimizer_state,
                 gradient_checkpointing=cfg.gradient_checkpointing, batch_size=cfg.batch_size, micro_batch_size=cfg.micro_batch_size, dropout=cfg.dropout,
                 tokens=round(float(np.mean(plan.input_tokens))), filled_tokens=round(sum(plan.sizes) / total), largest=max(plan.sizes),
-                fused=bool(stepper.layers), recorded=len(accumulate.graphs), steps=total - profile, seconds=seconds,
+                fused=bool(stepper.layers), recorded=len(accumulate.graphs), steps=total - profile, loading=loading, seconds=seconds,
                 **late(times), ms_gradient=late(gradient)['ms'], **peak, first_loss=losses[0], last_loss=losses[-1], **(dict(kernels=kernels) if kernels else {}))
 
 # %% ../nbs/08a_measure.ipynb #c346e513
@@ -263,9 +265,10 @@ def in_process(kind: str,            # a key of `JOBS`
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp) / 'found.json'
         code = [sys.executable, '-c', 'from medpeft_study.measure import _child; _child()', kind, json.dumps(job), str(out)]
+        begin = time.perf_counter()
         try: done = subprocess.run(code, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired: return [dict(error=f'not done after {timeout:g} s')]
-        if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
+        if out.is_file(): return [p | dict(process=time.perf_counter() - begin) for p in json.loads(out.read_text(encoding='utf-8'))]
         return [dict(error=(done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1][:400])]
 
 
