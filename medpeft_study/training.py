@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PLAUSIBLE', 'EARLY', 'Pack', 'micro_batches', 'pack', 'filled', 'row_mask', 'task_loss', 'sizes_for', 'Plan',
-           'make_optimizer', 'learning_rates', 'Stepper', 'Replay', 'recompute_activations', 'TrainingError', 'entries',
-           'loss_warning', 'train', 'training', 'check_allocation', 'average_train_loss', 'less_memory',
-           'release_memory', 'train_within_memory', 'Progress']
+           'make_optimizer', 'learning_rates', 'Stepper', 'generators', 'Replay', 'recompute_activations',
+           'TrainingError', 'entries', 'loss_warning', 'train', 'training', 'check_allocation', 'average_train_loss',
+           'less_memory', 'release_memory', 'train_within_memory', 'Progress']
 
 # %% ../nbs/04_training.ipynb #b387cb22
 import math
@@ -177,6 +177,15 @@ def learning_rates(cfg: RunConfig # lr, schedule, warmup_ratio
     return rates
 
 # %% ../nbs/04_training.ipynb #eb4cd2ed
+def _generators(device): # what dropout draws from: name -> state
+    return dict(cpu=torch.get_rng_state()) | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == 'cuda' else {})
+
+
+def _set_generators(states, device):
+    torch.set_rng_state(states['cpu'])
+    if 'cuda' in states and device.type == 'cuda': torch.cuda.set_rng_state(states['cuda'], device)
+
+
 class Stepper:
     "The arithmetic of an optimizer step, without a question to the host"
 
@@ -195,6 +204,7 @@ class Stepper:
         self.task = torch.zeros((), device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device) # no loss or gradient so far that is not finite
         self.stats = torch.zeros(cfg.total_steps, 4, device=device) # task loss, penalty, gradient norm, total rank
+        self.began = _generators(device) # where an attempt with smaller passes begins too
         self.start_rank = sum(module_ranks(model).values()) # and for good, where no rank is allocated
 
     def accumulate(self, size: int): # tokens a line of the pack
@@ -248,11 +258,16 @@ def state(self: Stepper) -> dict: # name -> tensor on the CPU; there they are th
     if torch.cuda.is_available(): torch.cuda.synchronize() # paged moments are read by the host
     found = {k: v.detach().cpu() for k, v in self._tensors().items()}
     found |= {f'adamw.{k}': torch.tensor(v) for k, v in self.optimizer.state[self.vector].items() if isinstance(v, int)} # bitsandbytes counts on the host
-    if self.flat.values.is_cuda: found['generator.cuda'] = torch.cuda.get_rng_state()
+    for when, states in (('now', _generators(self.flat.values.device)), ('began', self.began)): found |= {f'{when}.{k}': v for k, v in states.items()}
     used = {k: torch.tensor(int(getattr(self.cfg, k))) for k in ('micro_batch_size', 'gradient_checkpointing')}
-    return found | used | {'generator.cpu': torch.get_rng_state()}
+    return found | used
 
 # %% ../nbs/04_training.ipynb #0c9c71c8
+def generators(state: dict, when: str) -> dict: # name -> state of a generator
+    "The generators of a state: `now`, or as training `began`"
+    return {k.removeprefix(f'{when}.'): v for k, v in state.items() if k.startswith(f'{when}.')}
+
+
 @patch
 @torch.no_grad()
 def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueError` if it is another's
@@ -263,8 +278,8 @@ def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueEr
         if name not in state or state[name].shape != value.shape: raise ValueError(f'{name} of the state is not that of this run.')
         value.copy_(state[name])
     moments.update({k: state[f'adamw.{k}'].item() for k, v in moments.items() if isinstance(v, int)})
-    torch.set_rng_state(state['generator.cpu'])
-    if 'generator.cuda' in state and self.flat.values.is_cuda: torch.cuda.set_rng_state(state['generator.cuda'])
+    self.began = generators(state, 'began')
+    _set_generators(generators(state, 'now'), self.flat.values.device)
 
 # %% ../nbs/04_training.ipynb #d65807ec
 class Replay:
@@ -503,7 +518,9 @@ def train_within_memory(model: nn.Module,    # with an adapter; trained in place
                         keep: Optional[Callable] = None # as in `train`
                         ) -> tuple:          # (`history` of `train`, the config that it was made with); `TrainingError` if nothing fits
     "Train, in less memory where it runs out"
-    if state: cfg = replace(cfg, micro_batch_size=state['micro_batch_size'].item(), gradient_checkpointing=bool(state['gradient_checkpointing'])) # memory ran out before
+    if state: # memory may have run out before, and may do so again: then training begins where it once began
+        cfg = replace(cfg, micro_batch_size=state['micro_batch_size'].item(), gradient_checkpointing=bool(state['gradient_checkpointing']))
+        _set_generators(generators(state, 'began'), model.get_input_embeddings().weight.device)
     back = _way_back(model, cfg)
     while True:
         try: return train(model, rows, cfg, pad_id, on_step, state=state, keep=keep), cfg

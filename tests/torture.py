@@ -30,7 +30,7 @@ from medpeft_study.config import project_root
 from medpeft_study.records import read_record
 from medpeft_study.study import papermill_args, run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, train_rows=320, eval_rows=12, micro_batch_size=4, dropout=.1, lr=2e-2, max_length=128)
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, train_rows=192, eval_rows=12, micro_batch_size=4, dropout=.1, lr=2e-2, max_length=128)
 CELLS = [c.source for c in nbformat.read(project_root() / 'nbs' / 'run.ipynb', 4).cells if c.cell_type == 'code']
 
 
