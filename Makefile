@@ -15,6 +15,9 @@ test: .venv/.installed ## every notebook, then every test across notebooks
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
 	$(BIN)/pytest tests
 
+torture: .venv/.installed ## what CI does for a minute, for long: runs killed at random moments
+	$(BIN)/python tests/torture.py --kills 25
+
 lab: .venv/.installed ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 
@@ -42,4 +45,4 @@ docs: .venv/.installed ## the site in _docs, with Quarto or with smalldocs
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
 
-.PHONY: help run test lab install report readme docs clean
+.PHONY: help run test torture lab install report readme docs clean

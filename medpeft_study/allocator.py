@@ -116,10 +116,12 @@ class Allocator:
 @torch.no_grad()
 def allocate(self: Allocator,
              step: torch.Tensor, # int64 [1] on the device, from 0
-             grad: torch.Tensor  # gradient behind the importance, shaped like the vector
+             grad: torch.Tensor, # gradient behind the importance, shaped like the vector
+             sound: torch.Tensor = None # bool scalar; where it is False nothing is pruned; None for True
              ) -> torch.Tensor:  # directions kept, int64 scalar
     "Update the importance and prune, after the optimizer has stepped"
     updates, prunes, goes, holds = (table.index_select(0, step) for table in (self.updates, self.prunes, self.goes, self.holds)) # plain indexing would ask the host
+    if sound is not None: prunes, holds = prunes & sound, holds & sound
     for values, g, average, uncertainty in zip(*(x.split(_AT_ONCE) for x in (self.flat.values, grad, self.average, self.uncertainty))):
         now = (values * g).abs_()
         average.lerp_(now, updates * (1 - self.betas[0]))

@@ -293,6 +293,8 @@ class ReportPaths:
     def predictions(self, run_id: str) -> Path: return self.base / 'predictions' / f'{run_id}.parquet'
     def figure(self, run_id: str) -> Path: return self.runs / f'{run_id}.png'
     def notebook(self, run_id: str) -> Path: return self.runs / f'{run_id}.ipynb'
+    def state(self, run_id: str) -> Path: return self.runs / 'state' / run_id # of a run in progress; a folder
+    def lock(self, run_id: str) -> Path: return self.runs / 'state' / f'{run_id}.lock'
 
 
 def report_paths(study: str = '' # name of a study; '' for a user's own run

@@ -6,6 +6,7 @@
 __all__ = ['merge_parameters', 'complete']
 
 # %% ../nbs/09_papermill.ipynb #f7f4a2b9
+import atexit
 import base64
 import os
 import sys
@@ -25,6 +26,15 @@ def merge_parameters(given: dict) -> dict: # papermill's options, as its own par
              {name: _resolve_type(value) for name, value in given['parameters']}, dict(given['parameters_raw'])]
     return {name: value for part in parts for name, value in (part or {}).items()}
 
+# %% ../nbs/09_papermill.ipynb #b1626844
+def _alone(name): # `BusyError` if another papermill, or a kernel, makes the run
+    from medpeft_study.checkpoints import hold, let_go
+    ours, kernels = (report_paths().lock(n) for n in (f'{name}.papermill', name))
+    hold(ours, name) # to the end of this process; the kernel's own lock is free until it takes it
+    atexit.register(let_go, ours)
+    hold(kernels, name)
+    let_go(kernels)
+
 # %% ../nbs/09_papermill.ipynb #0d2aad47
 def complete(given: dict): # papermill's options, changed in place; `ValueError` if the run is refused
     "Check the run and fill in the output path, for a notebook of this project"
@@ -40,6 +50,7 @@ def complete(given: dict): # papermill's options, changed in place; `ValueError`
         params = settle(asked := merge_parameters(given))
         if 'mode' in params and params != asked: given['parameters_raw'] = (*given['parameters_raw'], ('mode', params['mode'])) # the notebook would choose again
         name = run_name(params)
+        _alone(name)
         if note := finished_note(params): sys.exit(print(note))
     if name == 'report':
         from medpeft_study.frames import load_records # a broken record, or none, is one sentence too
