@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'SavingError', 'whole_folder', 'base_name', 'adapter_state', 'adapter_config', 'save_adapter',
-           'weights_note', 'adapter_folder', 'check_adapter', 'load_adapter', 'put_on', 'plain_weight', 'update',
-           'merged_state', 'export_merged']
+           'weights_note', 'adapter_folder', 'check_adapter', 'load_adapter', 'put_on', 'config_here', 'plain_weight',
+           'update', 'merged_state', 'export_merged']
 
-# %% ../nbs/04b_saving.ipynb #c3290c57
+# %% ../nbs/04b_saving.ipynb #402f410e
 import copy
 import hashlib
 import json
@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,18 +28,18 @@ from .adapters import method_spec
 from .backbones import backbone_spec, load_backbone, meta_model
 from .config import RunConfig, report_paths
 
-# %% ../nbs/04b_saving.ipynb #cbd41398
+# %% ../nbs/04b_saving.ipynb #5fbc36cd
 class SavingError(RuntimeError):
     "What cannot be saved or loaded; the message is one sentence"
 
 
 @contextmanager
 def whole_folder(path: Path,          # where the folder is to appear
-                 replace: bool = False # in place of one that is there
+                 anew: bool = False   # in place of one that is there
                  ):                   # yields a temporary folder beside it; `SavingError` if there is one, or no room
     "Write a folder atomically"
     path, tmp = Path(path).absolute(), None
-    if path.exists() and not replace: raise SavingError(f'{path} is there already: name a folder that is not.')
+    if path.exists() and not anew: raise SavingError(f'{path} is there already: name a folder that is not.')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
@@ -46,14 +47,14 @@ def whole_folder(path: Path,          # where the folder is to appear
         yield tmp / 'new'
         for file in (tmp / 'new').iterdir():
             with open(file, 'rb') as f: os.fsync(f.fileno())
-        if replace and path.exists(): os.replace(path, tmp / 'old')
+        if anew and path.exists(): os.replace(path, tmp / 'old')
         os.replace(tmp / 'new', path)
     except (OSError, SafetensorError) as e: raise SavingError(f'{path} cannot be written, and nothing of it is left: {getattr(e, "strerror", None) or e}.') from e
     finally:
         if tmp and (tmp / 'old').exists() and not path.exists(): os.replace(tmp / 'old', path)
         if tmp: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/04b_saving.ipynb #0dde11eb
+# %% ../nbs/04b_saving.ipynb #9c98e4e3
 WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json' # PEFT's names
 
 
@@ -77,7 +78,7 @@ def adapter_state(model: nn.Module # PEFT model
     finally: config.rank_pattern = pattern # peft rewrites it
     return {name: t.detach().to('cpu', copy=True).contiguous() for name, t in state.items()}
 
-# %% ../nbs/04b_saving.ipynb #1b75941a
+# %% ../nbs/04b_saving.ipynb #40d45eeb
 def adapter_config(model: nn.Module, # PEFT model
                    cfg: RunConfig,   # resolved
                    revision: str = '' # of the backbone, as found
@@ -94,10 +95,10 @@ def save_adapter(model: nn.Module,      # PEFT model, trained
                  cfg: RunConfig,        # resolved
                  folder: Path,          # where it goes
                  revision: str = '',    # of the backbone, as `load_backbone` found it
-                 replace: bool = False  # a folder that is there
+                 anew: bool = False     # in place of a folder that is there
                  ) -> dict:             # sha256 and bytes of the weights; `SavingError` if it cannot be written
     "Keep an adapter in a folder that `PeftModel.from_pretrained` reads"
-    with whole_folder(folder, replace) as tmp:
+    with whole_folder(folder, anew) as tmp:
         save_file(adapter_state(model), tmp / WEIGHTS, metadata=dict(format='pt'))
         (tmp / CONFIG).write_text(json.dumps(adapter_config(model, cfg, revision), indent=2, sort_keys=True) + '\n', encoding='utf-8')
         if tokenizer is not None: tokenizer.save_pretrained(tmp)
@@ -114,7 +115,7 @@ def adapter_folder(run_id: str) -> Path: # beside the executed notebook
     "Where a run keeps its adapter"
     return report_paths().runs / run_id / 'adapter'
 
-# %% ../nbs/04b_saving.ipynb #e1a12246
+# %% ../nbs/04b_saving.ipynb #30e5fcd2
 def check_adapter(folder: Path,   # of a saved adapter
                   cfg: RunConfig  # of the run that made it, resolved
                   ):              # `SavingError` if it is not whole, or not of this run's method and backbone
@@ -136,7 +137,7 @@ def load_adapter(folder: Path,  # as `save_adapter` wrote it
     check_adapter(folder, cfg)
     return put_on(load_backbone(cfg)[0], folder, cfg)
 
-# %% ../nbs/04b_saving.ipynb #ea6f97c8
+# %% ../nbs/04b_saving.ipynb #4a58fc29
 def put_on(base: nn.Module, # the backbone
            folder: Path, cfg: RunConfig
            ) -> nn.Module: # PEFT model in eval mode
@@ -153,7 +154,13 @@ def put_on(base: nn.Module, # the backbone
     if method_spec(cfg.method).adaptive: model.base_model.trainable_adapter_name, model.peft_config['default'].orth_reg_weight = 'default', 0.
     return model.eval()
 
-# %% ../nbs/04b_saving.ipynb #26a9a2f7
+# %% ../nbs/04b_saving.ipynb #4bdbf945
+def config_here(cfg: RunConfig  # as a record has it
+                ) -> RunConfig: # likewise, on the CPU where there is no GPU
+    "A config whose backbone can be loaded on this machine"
+    return cfg if cfg.device == 'cpu' or torch.cuda.is_available() else replace(cfg, device='cpu', optimizer_state='float32')
+
+# %% ../nbs/04b_saving.ipynb #a16626d3
 def plain_weight(linear: nn.Module # NF4 or not
                  ) -> torch.Tensor: # float32 [out, in]
     "The values that a frozen weight stands for"
@@ -172,7 +179,7 @@ def update(layer: nn.Module # of PEFT, LoRA or AdaLoRA
     a, b, e = (getattr(layer, k)['default'].float() for k in ('lora_A', 'lora_B', 'lora_E'))
     return b @ (a * e) * (scale / (layer.ranknum['default'].float() + 1e-5))
 
-# %% ../nbs/04b_saving.ipynb #c4d8023c
+# %% ../nbs/04b_saving.ipynb #24a4df8f
 @torch.no_grad()
 def merged_state(model: nn.Module,  # PEFT model
                  plain: nn.Module,  # `meta_model` of its backbone: which tensors a plain one has
