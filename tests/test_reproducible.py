@@ -64,7 +64,7 @@ def test_the_record_says_the_same_but_for_time_and_memory(twice):
     records = [record(f, id) for f in folders]
     for r in records:
         r['resources'] = {k: r['resources'][k] for k in ('device', 'used')}
-        for name in ('started', 'finished'): del r['provenance'][name]
+        for name in ('started', 'finished', 'commit', 'dirty'): del r['provenance'][name] # someone may be at work in this clone
     assert records[0] == records[1]
     said = records[0]['determinism']
     assert said['device'] == 'cpu' and said['threads'] == 2 and said['equal'] == ['adapter', 'history', 'metrics', 'predictions'] and not said['unmeasured']
