@@ -32,7 +32,7 @@ install: .venv/.installed ## the tested environment, in .venv
 
 # reports/ first, then the pages that show it; what a record says is changed nowhere else
 report: .venv/.installed ## tables, figures, claims and their pages, from the records alone
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/bench_report.ipynb nbs/claims.ipynb nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/bench_report.ipynb nbs/claims.ipynb nbs/what_happens_when.ipynb nbs/index.ipynb
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 
@@ -41,6 +41,18 @@ readme: .venv/.installed ## README.md from nbs/index.ipynb
 
 docs: .venv/.installed ## the site in _docs, with Quarto or with smalldocs
 	$(BIN)/python -m medpeft_study.site build
+
+# each tool leaves what it found and its exit status is not ours: the last line judges all of them
+KILLS = 25
+FUZZ = 600
+FOUND = reports/reliability.json
+torture: .venv/.installed ## kills, wrong inputs and fuzz, into reports/reliability.json; quick: make torture KILLS=1 FUZZ=30 FOUND=build/quick.json
+	rm -rf build/torture && mkdir -p build/torture
+	-$(BIN)/python tests/torture.py --kills $(KILLS) --out build/torture/torture.json
+	-$(BIN)/python tests/corpus.py --out build/torture/corpus.json
+	-$(BIN)/python tests/fuzz.py --target record --seconds $(FUZZ) --out build/torture/fuzz-record.json
+	-$(BIN)/python tests/fuzz.py --target dataset --seconds $(FUZZ) --out build/torture/fuzz-dataset.json
+	$(BIN)/python tests/reliability.py build/torture --out $(FOUND)
 
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis

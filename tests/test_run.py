@@ -13,7 +13,7 @@ from fastcore.docments import docments
 
 from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
-from medpeft_study.study import run_name
+from medpeft_study.study import OUTSIDE, run_name
 
 TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto')
 
@@ -91,7 +91,7 @@ def test_a_failure_leaves_a_failed_record(root, tmp_path):
 
 
 def test_the_parameters_cell_is_the_config(root):
-    "Every field with its type and its comment, three parameters more, and nothing derived"
+    "Every field with its type and its comment, those that are no fields, and nothing derived"
     nb = nbformat.read(root / 'nbs' / 'run.ipynb', 4)
     cell, = [c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
     hints, documented = get_type_hints(RunConfig), {}
@@ -101,8 +101,8 @@ def test_the_parameters_cell_is_the_config(root):
         declared, _, comment = line.partition('  # ')
         name, _, rest = declared.partition(': ')
         lines[name] = (rest, comment)
-    assert set(lines) == {f.name for f in fields(RunConfig)} | {'mode', 'study', 'force'}
+    assert set(lines) == {f.name for f in fields(RunConfig)} | set(OUTSIDE)
     for name, (rest, comment) in lines.items():
-        if name in ('mode', 'study', 'force'): continue
+        if name in OUTSIDE: continue
         kind = getattr(hints[name], '__args__', (hints[name],))[0].__name__
         assert rest in (f'Optional[{kind}] = None', "str = 'smoke'", "str = 'qlora'") and comment == ' '.join(documented[name].split()), name
