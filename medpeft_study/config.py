@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'UNSAID', 'PROFILES', 'METHOD_VALUES', 'PROTOCOL_VERSION', 'ConfigError', 'shown', 'redacted',
            'SubjectFields', 'DataFields', 'BackboneFields', 'AdapterFields', 'TrainingFields', 'check_field',
-           'RunConfig', 'budget_steps', 'unsaid_table', 'make_config', 'theme_table', 'config_hash', 'run_id',
-           'project_root', 'ReportPaths', 'report_paths', 'cache_dir']
+           'RunConfig', 'budget_steps', 'unsaid_table', 'make_config', 'md_text', 'md_code', 'theme_table',
+           'config_hash', 'run_id', 'project_root', 'ReportPaths', 'report_paths', 'cache_dir']
 
 # %% ../nbs/00_config.ipynb #5c2ebe6d
 import hashlib
@@ -272,13 +272,26 @@ def make_config(profile: str = 'smoke',   # where values left out come from
     return RunConfig(profile=profile, method=method, **(defaults | given))
 
 # %% ../nbs/00_config.ipynb #626558a3
+_MD = str.maketrans({'&': '&amp;', '<': '&lt;', '|': r'\|', '*': r'\*', '`': r'\`', '\n': ' ', '\r': ' '})
+
+
+def md_text(text: str) -> str: # Markdown
+    "Text of a dataset or a user, in a cell of a table; a tag, a link or a row in it stays text"
+    return text.translate(_MD).replace('](', r']\(')
+
+
+def md_code(value) -> str: # Markdown
+    "A value as code in a cell of a table; what it holds stays text"
+    text = str(value)
+    return f'<code>{html.escape(text).replace("|", "&#124;")}</code>' if set(text) & set('`|<') else f'`{text}`'
+
+
 def theme_table(cfg: RunConfig) -> str: # Markdown
     "Every field of a config, a row a theme"
     paper, rows = RunConfig(), []
     for theme in (SubjectFields, DataFields, BackboneFields, AdapterFields, TrainingFields):
         values = [(f.name, getattr(cfg, f.name)) for f in fields(theme)]
-        values = [(k, f'`{v}`' if isinstance(v, (int, float)) else f'<code>{html.escape(str(v)).replace("|", "&#124;")}</code>' if set(str(v)) & set('`|<&*') else f'`{v}`', v) for k, v in values]
-        cells = [f'**{k} {text}**' if v != getattr(paper, k) else f'{k} {text}' for k, text, v in values if v != '']
+        cells = [f'**{k} {md_code(v)}**' if v != getattr(paper, k) else f'{k} {md_code(v)}' for k, v in values if v != '']
         rows.append(f"| {theme.__name__.removesuffix('Fields').lower()} | {', '.join(cells)} |")
     return '\n'.join(['| theme | values |', '|---|---|', *rows])
 

@@ -42,7 +42,7 @@ from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils.logging import CRITICAL, disable_progress_bar, enable_progress_bar, get_verbosity, is_progress_bar_enabled, set_verbosity
 
-from .config import ConfigError, RunConfig, cache_dir, project_root, shown
+from .config import ConfigError, RunConfig, cache_dir, md_text, project_root, shown
 
 # %% ../nbs/01_data.ipynb #3e5f84d2
 class DataError(ValueError):
@@ -723,5 +723,5 @@ def baseline_table(items: Dataset) -> str: # Markdown: a row a domain and one fo
     parts = {d: items.select([n for n, other in enumerate(domains) if other == d]) for d in dict.fromkeys(domains)}
     for name, part in (parts | {'**all**': items}).items():
         values = ' | '.join(f'{100 * v:.1f}' for v in trivial_baselines(part).values())
-        lines.append(f'| {name} | {len(part):,} | {values} |')
+        lines.append(f'| {name if name == "**all**" else md_text(name)} | {len(part):,} | {values} |')
     return '\n'.join(lines)
