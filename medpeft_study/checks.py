@@ -388,6 +388,6 @@ def claims_page(judged: list) -> str: # Markdown
         parts.append(f"### <a id=\"{c['name']}\"></a>{c['statement']}\n\n*{c['place']}.* Decided by: {c['criterion']}.\n")
         for where, v in (("Paper's setting", c['paper']), ('Our setting', c['ours'])):
             rests = '' if v['verdict'] == NOT_TESTABLE else f" Records: {link(v['records'])}."
-            parts.append(f"- {where}: **{v['verdict']}**. {v['because']}{rests}")
+            parts.append(f"- {where}: **{v['verdict']}**. {v['because'].replace('<', '&lt;')}{rests}")
         parts.append('')
     return '\n'.join(parts)

@@ -103,6 +103,7 @@ def write_explorer(folder: Path,               # the page's assets
     base = base or records_base()
     records = load_records(base)
     data = json.dumps(explorer_data(records), allow_nan=False, separators=(',', ':'))
+    data = data.replace('<', '\\u003c') # text of a dataset, whoever puts the script into a page
     files = {'runs.js': f'window.RUNS = {data};\n',
              'vega.js': f'(() => {{\n{javascript_bundle()}\n}})();\n'} # its names of one letter stay inside
     files |= {f"records/{r['run_id']}.json": (base / 'records' / f"{r['run_id']}.json").read_text(encoding='utf-8') for r in records}

@@ -547,7 +547,7 @@ def domain_scores(records: list, # of one setting
 # %% ../nbs/07e_figures.ipynb #7a9d1167
 def domain_title(name: str) -> str: # as in the data
     "A domain as printed"
-    return 'Overall' if name == ALL else SOURCES[name][1] if name in SOURCES else name.replace('_', ' ')
+    return 'Overall' if name == ALL else SOURCES[name][1] if name in SOURCES else name.replace('_', ' ').replace('$', r'\$') # no formula
 
 # %% ../nbs/07e_figures.ipynb #49144871
 def _forest(ax, table, before, looks): # rows of `domain_scores`, value before training by domain

@@ -128,7 +128,10 @@ def drop_numbers(folder: Path): # of processed notebooks
 def build(output: Optional[Path] = None): # where the site goes; None for _docs
     "Render every page"
     from nbdev.serve import proc_nbs
+    from medpeft_study.frames import load_records
     root = project_root()
+    try: load_records() # what the explorer shows; a broken record leaves the site as it was
+    except ValueError as e: sys.exit(f'Error: {e}')
     output, here = (output or root/'_docs').resolve(), os.getcwd()
     env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])) # `python` is this one
     os.chdir(root) # nbdev looks for settings.ini from here

@@ -21,7 +21,7 @@ import typer
 
 from .adapters import resolve_adapter
 from .backbones import BackboneError, load_tokenizer, resolve_backbone
-from .config import ConfigError, RunConfig, make_config, project_root, report_paths, run_id
+from .config import ConfigError, RunConfig, check_field, make_config, project_root, report_paths, run_id
 from .data import resolve_data
 from .planning import CARDS, MARGIN, MODES, Card, card, card_here, choose_mode, free_memory, plan_table, predict, with_mode
 from .records import RecordError, is_complete, read_record
@@ -38,8 +38,8 @@ OUTSIDE = dict(mode='', study='', force=False, save_adapter=False) # parameters 
 
 
 def _given(params: dict) -> tuple: # (config without a mode, names of the fields that were given)
-    for name in ('force', 'save_adapter'):
-        if type(params.get(name, False)) is not bool: raise ConfigError(f'{name} = {params[name]!r} must be True or False.')
+    for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool).items():
+        if params.get(name) is not None: check_field(name, params[name], kind)
     fields = {k: v for k, v in params.items() if k not in OUTSIDE and v is not None}
     return make_config(**fields), tuple(fields)
 
@@ -58,10 +58,9 @@ def settle(params: dict # of run.ipynb
 def run_config(params: dict # of run.ipynb
                ) -> RunConfig: # resolved; `ConfigError` on an unknown parameter or a wrong value
     "The resolved config behind a set of parameters"
+    cfg, given = _given(params := settle(params))
     study = params.get('study') or ''
     if study and study not in STUDIES: raise ConfigError(f'study = {study!r} is unknown; choose one of: {", ".join(STUDIES)}.')
-    params = settle(params)
-    cfg, given = _given(params)
     return resolve(with_mode(cfg, params['mode'], given) if params.get('mode') else cfg)
 
 
@@ -167,7 +166,7 @@ def run(parameters: Annotated[list[str], typer.Argument(help='name=value pairs, 
     "Run one configuration.  Example: medpeft run method=adalora lr=2e-3"
     params = _pairs(parameters)
     try: run_name(params)
-    except ConfigError as e: _fail(str(e))
+    except (ConfigError, BackboneError) as e: _fail(str(e))
     raise typer.Exit(_call(params))
 
 # %% ../nbs/08_study.ipynb #63f18969

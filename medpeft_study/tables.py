@@ -28,7 +28,7 @@ from great_tables import GT
 
 from .adapters import METHODS, count_parameters, resolve_adapter
 from .backbones import BACKBONES, architecture
-from .config import make_config
+from .config import make_config, md_text
 from .data import DATASETS, PHENOTYPE_DOMAINS
 from .evaluation import ALL
 from .frames import arm_name, in_order, one_a_seed, order, runs_frame, said, scores_frame, setting_name, title
@@ -105,12 +105,12 @@ def csv_text(table: Table) -> str:
 # %% ../nbs/07d_tables.ipynb #2205e1ad
 def markdown(table: Table) -> str:
     "A table in GitHub's Markdown, its notes below it"
-    texts = printed(table).map(lambda t: t.replace('|', r'\|'))
+    texts = printed(table).map(md_text)
     texts.columns = [f'{c.over}: {c.label}' if c.over else c.label for c in table.columns]
     align = ['right' if is_numeric(table, c) else 'left' for c in table.columns]
     parts = [f'**Table {table.number}.** {table.title}']
     for name, rows in blocks(table):
-        if name: parts.append(f'*{name}*')
+        if name: parts.append(f'*{md_text(name)}*')
         parts.append(texts.iloc[rows].to_markdown(index=False, disable_numparse=True, colalign=align))
     return '\n\n'.join(parts + ['\n'.join(f'- {n}' for n in table.notes)]) + '\n'
 
