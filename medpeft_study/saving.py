@@ -7,7 +7,7 @@ __all__ = ['WEIGHTS', 'CONFIG', 'SavingError', 'whole_folder', 'base_name', 'ada
            'weights_note', 'adapter_folder', 'check_adapter', 'load_adapter', 'put_on', 'config_here', 'plain_weight',
            'update', 'merged_state', 'export_merged']
 
-# %% ../nbs/04b_saving.ipynb #402f410e
+# %% ../nbs/04b_saving.ipynb #b630f14c
 import copy
 import hashlib
 import json
@@ -28,7 +28,7 @@ from .adapters import method_spec
 from .backbones import backbone_spec, load_backbone, meta_model
 from .config import RunConfig, report_paths
 
-# %% ../nbs/04b_saving.ipynb #5fbc36cd
+# %% ../nbs/04b_saving.ipynb #cd2c62f2
 class SavingError(RuntimeError):
     "What cannot be saved or loaded; the message is one sentence"
 
@@ -54,7 +54,7 @@ def whole_folder(path: Path,          # where the folder is to appear
         if tmp and (tmp / 'old').exists() and not path.exists(): os.replace(tmp / 'old', path)
         if tmp: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/04b_saving.ipynb #9c98e4e3
+# %% ../nbs/04b_saving.ipynb #4d923351
 WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json' # PEFT's names
 
 
@@ -78,7 +78,7 @@ def adapter_state(model: nn.Module # PEFT model
     finally: config.rank_pattern = pattern # peft rewrites it
     return {name: t.detach().to('cpu', copy=True).contiguous() for name, t in state.items()}
 
-# %% ../nbs/04b_saving.ipynb #40d45eeb
+# %% ../nbs/04b_saving.ipynb #0a3be2ec
 def adapter_config(model: nn.Module, # PEFT model
                    cfg: RunConfig,   # resolved
                    revision: str = '' # of the backbone, as found
@@ -115,7 +115,7 @@ def adapter_folder(run_id: str) -> Path: # beside the executed notebook
     "Where a run keeps its adapter"
     return report_paths().runs / run_id / 'adapter'
 
-# %% ../nbs/04b_saving.ipynb #30e5fcd2
+# %% ../nbs/04b_saving.ipynb #5ce3ea82
 def check_adapter(folder: Path,   # of a saved adapter
                   cfg: RunConfig  # of the run that made it, resolved
                   ):              # `SavingError` if it is not whole, or not of this run's method and backbone
@@ -137,7 +137,7 @@ def load_adapter(folder: Path,  # as `save_adapter` wrote it
     check_adapter(folder, cfg)
     return put_on(load_backbone(cfg)[0], folder, cfg)
 
-# %% ../nbs/04b_saving.ipynb #4a58fc29
+# %% ../nbs/04b_saving.ipynb #1fc0b7dd
 def put_on(base: nn.Module, # the backbone
            folder: Path, cfg: RunConfig
            ) -> nn.Module: # PEFT model in eval mode
@@ -154,13 +154,13 @@ def put_on(base: nn.Module, # the backbone
     if method_spec(cfg.method).adaptive: model.base_model.trainable_adapter_name, model.peft_config['default'].orth_reg_weight = 'default', 0.
     return model.eval()
 
-# %% ../nbs/04b_saving.ipynb #4bdbf945
+# %% ../nbs/04b_saving.ipynb #8f9cb860
 def config_here(cfg: RunConfig  # as a record has it
                 ) -> RunConfig: # likewise, on the CPU where there is no GPU
     "A config whose backbone can be loaded on this machine"
     return cfg if cfg.device == 'cpu' or torch.cuda.is_available() else replace(cfg, device='cpu', optimizer_state='float32')
 
-# %% ../nbs/04b_saving.ipynb #a16626d3
+# %% ../nbs/04b_saving.ipynb #a2b2d649
 def plain_weight(linear: nn.Module # NF4 or not
                  ) -> torch.Tensor: # float32 [out, in]
     "The values that a frozen weight stands for"
@@ -179,7 +179,7 @@ def update(layer: nn.Module # of PEFT, LoRA or AdaLoRA
     a, b, e = (getattr(layer, k)['default'].float() for k in ('lora_A', 'lora_B', 'lora_E'))
     return b @ (a * e) * (scale / (layer.ranknum['default'].float() + 1e-5))
 
-# %% ../nbs/04b_saving.ipynb #24a4df8f
+# %% ../nbs/04b_saving.ipynb #b19b0743
 @torch.no_grad()
 def merged_state(model: nn.Module,  # PEFT model
                  plain: nn.Module,  # `meta_model` of its backbone: which tensors a plain one has
