@@ -39,7 +39,10 @@ readme: .venv/.installed ## README.md from nbs/index.ipynb
 docs: .venv/.installed ## the site in _docs, with Quarto or with smalldocs
 	$(BIN)/python -m medpeft_study.site build
 
+audit: .venv/.installed ## what is known against the packages; offline, whether they are those of the lock
+	$(BIN)/python tests/audit.py
+
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
 
-.PHONY: help run test lab install report readme docs clean
+.PHONY: help run test lab install report readme docs audit clean
