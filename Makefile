@@ -54,7 +54,10 @@ torture: .venv/.installed ## kills, wrong inputs and fuzz, into reports/reliabil
 	-$(BIN)/python tests/fuzz.py --target dataset --seconds $(FUZZ) --out build/torture/fuzz-dataset.json
 	$(BIN)/python tests/reliability.py build/torture --out $(FOUND)
 
+audit: .venv/.installed ## what is known against the packages; offline, whether they are those of the lock
+	$(BIN)/python tests/audit.py
+
 clean: ## remove the environment and what was built, never a record
 	rm -rf .venv build dist *.egg-info _proc _docs .pytest_cache .hypothesis
 
-.PHONY: help run test torture lab install report readme docs clean
+.PHONY: help run test torture audit lab install report readme docs clean

@@ -86,8 +86,9 @@ def validate_record(record: dict,       # as read from JSON
 # %% ../nbs/06_records.ipynb #3a4ef2c1
 def _number(text): # of a JSON number
     value = float(text)
-    if abs(value) == float('inf'): raise ValueError(f'{shown(text, 40)} is too large for a number')
-    return int(text) if text.lstrip('-').isdigit() and abs(value) < 2 ** 63 else value
+    if text.lstrip('-').isdigit() and abs(value) < 1e20: value = int(text) # as it is written, not as a float has it
+    if abs(value) == float('inf') or type(value) is int and abs(value) >= 2 ** 63: raise ValueError(f'{shown(text, 40)} is too large for a number')
+    return value
 
 
 def _constant(text): raise ValueError(f'{text} is not JSON')

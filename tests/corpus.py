@@ -630,10 +630,10 @@ def run_case(case: Case) -> str: # '' if it ended as it should
         before = tree(d)
         try:
             with within(60): case.call(d)
-        except DECLARED as e: problem = unclear(str(e), case.says)
-        except Exception as e: problem, e = f'{type(e).__name__} escapes: {str(e)[:200]}', e
+        except DECLARED as e: said, problem = str(e), unclear(str(e), case.says)
+        except Exception as e: said, problem = str(e), f'{type(e).__name__} escapes'
         else: return 'passes'
-        if problem: return f'{problem}: {str(e)[:300]}'
+        if problem: return f'{problem}: {said[:300]}'
         return '' if tree(d) == before else f'leaves {sorted(set(tree(d).items()) ^ set(before.items()))[:3]}'
 
 
