@@ -15,9 +15,6 @@ test: .venv/.installed ## every notebook, then every test across notebooks
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
 	$(BIN)/pytest tests
 
-torture: .venv/.installed ## what CI does for a minute, for long: runs killed at random moments
-	$(BIN)/python tests/torture.py --kills 25
-
 lab: .venv/.installed ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
 

@@ -67,7 +67,7 @@ _COMPLETE = dict(
     resources=_object(dict(seconds=dict(type='object', additionalProperties=_NUMBER), device=_TEXT), optional=dict(used=_USED)))
 SCHEMAS = dict(
     complete=_object(_ALWAYS | _COMPLETE, dict(warnings=_TEXTS), additionalProperties=False),
-    failed=_object(_ALWAYS | dict(error=_TEXT), dict(error_items=_TEXTS), additionalProperties=False))
+    failed=_object(_ALWAYS | dict(error=_TEXT), dict(error_items=_TEXTS, warnings=_TEXTS), additionalProperties=False))
 
 
 def validate_record(record: dict,       # as read from JSON
@@ -109,11 +109,9 @@ def parse_record(content: bytes): # of a file; whatever JSON it holds; `ValueErr
     return out
 
 # %% ../nbs/06_records.ipynb #ae99c50a
-_TEXTS = dict(type='array', items=_TEXT)
 _ADAPTER = _object(dict(sha256=dict(type='string', pattern='^[0-9a-f]{64}$'), bytes=dict(type='integer', minimum=1)), additionalProperties=False)
 _DETERMINISM = _object(dict(device=_TEXT, threads=dict(type='integer', minimum=1), equal=_TEXTS, may_differ=_TEXTS, unmeasured=_TEXTS), additionalProperties=False)
-SCHEMAS['complete']['properties'] |= dict(determinism=_DETERMINISM, warnings=_TEXTS)
-SCHEMAS['failed']['properties'] |= dict(error_items=_TEXTS, warnings=_TEXTS)
+SCHEMAS['complete']['properties'] |= dict(determinism=_DETERMINISM)
 SCHEMAS['complete']['properties']['model']['properties'] |= dict(adapter=_ADAPTER)
 
 # %% ../nbs/06_records.ipynb #8f4e3e8a
