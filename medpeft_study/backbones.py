@@ -406,6 +406,8 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, quantization_config=nf4, device_map={'': cfg.device}, attn_implementation='sdpa',
             use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    if info['missing_keys']: # transformers would go on with random numbers in their place
+        raise BackboneError(f"{folder} lacks {len(info['missing_keys'])} weights of the model, such as {sorted(info['missing_keys'])[0]}: copy the model folder again.")
     for name, m in linears(model) if nf4 else []: # packed weights have no shape that a loader could compare
         if tuple(m.weight.quant_state.shape) != (m.out_features, m.in_features):
             raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
@@ -431,8 +433,6 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     for name, m in linears(model) if nf4 else []: # packed weights have no shape that a loader could compare
         if tuple(m.weight.quant_state.shape) != (m.out_features, m.in_features):
             raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
-    if info['missing_keys']: # transformers would go on with random numbers in their place
-        raise BackboneError(f"{folder} lacks {len(info['missing_keys'])} weights of the model, such as {sorted(info['missing_keys'])[0]}: copy the model folder again.")
     return model
 
 # %% ../nbs/02_backbones.ipynb #4868cc14
