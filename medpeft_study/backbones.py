@@ -411,28 +411,6 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     for name, m in linears(model) if nf4 else []: # packed weights have no shape that a loader could compare
         if tuple(m.weight.quant_state.shape) != (m.out_features, m.in_features):
             raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
-    return model, revision
-
-
-def grow_segments():
-    "Let PyTorch give back what it no longer holds, a page at a time; what the environment says of its allocator stays"
-    if not {'PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF'} & set(os.environ):
-        torch.cuda.memory._set_allocator_settings('expandable_segments:True') # there is no public call
-
-
-def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
-    "Weights from a folder, quantized while they load"
-    dtype = getattr(torch, cfg.compute_dtype)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=cfg.double_quant,
-                             bnb_4bit_compute_dtype=dtype) if cfg.quantization == 'nf4' else None
-    with _telling(str(folder)):
-        check_sums(folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=nf4, device_map={'': cfg.device}, attn_implementation='sdpa',
-            use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    for name, m in linears(model) if nf4 else []: # packed weights have no shape that a loader could compare
-        if tuple(m.weight.quant_state.shape) != (m.out_features, m.in_features):
-            raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
     return model
 
 # %% ../nbs/02_backbones.ipynb #4868cc14
