@@ -129,6 +129,7 @@ def torture(method: str, kills: int, rng: random.Random, folder: Path, say=print
             if status := attempt(params, reports, die, when, signal.SIGINT if kind == 'ctrl-C' else signal.SIGKILL): break
             shutil.rmtree(reports)
         landed += status != 0
+        assert whole.exists() and reports.exists(), f'{folder} was removed by someone'
         states = sorted((reports / 'runs' / 'state' / run_name(params)).glob('*.safetensors'))
         if kind == 'power cut' and states: os.truncate(states[-1], rng.randrange(states[-1].stat().st_size))
         record = reports / 'local' / 'records' / f'{run_name(params)}.json'
@@ -152,7 +153,7 @@ def through_papermill(method: str, kills: int, rng: random.Random, folder: Path,
     command = [str(Path(sys.executable).parent / 'papermill'), *papermill_args(params)[1:]]
     def run(reports): return subprocess.Popen(command, cwd=project_root(), env=os.environ | dict(MEDPEFT_REPORTS=str(reports)), stdin=subprocess.DEVNULL,
                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    expected, seconds = comparable(folder / method / 'whole', params), None
+    expected = comparable(folder / method / 'whole', params)
     for which in range(kills):
         reports = folder / method / f'papermill-{which}'
         child = run(reports)
