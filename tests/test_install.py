@@ -33,6 +33,7 @@ def test_constraints_meet_the_requirements():
     settings.read(ROOT/'settings.ini')
     pins = dict(line.split('==') for line in (ROOT/'constraints.txt').read_text().splitlines() if not line.startswith('#'))
     for wanted in map(Requirement, ' '.join(settings['DEFAULT'][k] for k in ['requirements', 'dev_requirements']).split()):
+        if wanted.name == 'triton': continue # PyTorch for CUDA brings the one that it was built with
         assert pins[wanted.name] in wanted.specifier, wanted
     assert not [name for name, version in pins.items() if '+' in version or name.startswith(('nvidia', 'triton'))]
 
