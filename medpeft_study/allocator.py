@@ -25,7 +25,7 @@ class Block:
     values: torch.Tensor # [parameters, *shape], a view of the vector
     grad: torch.Tensor   # likewise, of the gradient
 
-
+# %% ../nbs/03b_allocator.ipynb #2b5e87c9
 class FlatAdapter:
     "The trainable numbers of an adapter as one vector"
 

@@ -389,7 +389,7 @@ def load_backbone(cfg: RunConfig # resolved
     check_head(model)
     return model, revision
 
-
+# %% ../nbs/02_backbones.ipynb #fab5c805
 def grow_segments():
     "Let PyTorch give back what it no longer holds, a page at a time; what the environment says of its allocator stays"
     if not {'PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF'} & set(os.environ):
@@ -437,7 +437,7 @@ def supervised_logits(model: nn.Module, input_ids: torch.Tensor, where: torch.Te
     "Logits at the chosen positions, as `supervised_hidden` takes them"
     return head_logits(model, supervised_hidden(model, input_ids, where, **kwargs))
 
-
+# %% ../nbs/02_backbones.ipynb #940b1fb2
 @torch.no_grad()
 def check_head(model: nn.Module): # `BackboneError` if the shortcut does not hold
     "Compare `supervised_logits` with the model's own logits on four tokens"

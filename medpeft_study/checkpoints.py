@@ -80,7 +80,7 @@ def _try(path): # (descriptor, folders made for it), or None where another proce
     os.write(handle, f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return handle, made
 
-
+# %% ../nbs/04a_checkpoints.ipynb #f07b9bf3
 def hold(path: Path,         # of the lock
          name: str,          # what is locked, for the message
          patience: float = 3. # s to try
@@ -122,7 +122,7 @@ def digest(tensors: dict, # name -> tensor on the CPU
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
-
+# %% ../nbs/04a_checkpoints.ipynb #b7735c19
 def write_checkpoint(path: Path,
                      tensors: dict, # name -> tensor on the CPU
                      about: dict    # what it belongs to, for JSON
@@ -146,7 +146,7 @@ def read_checkpoint(path: Path
 # %% ../nbs/04a_checkpoints.ipynb #47186f52
 SHARE = 0.025 # of the time, at most, that writing takes; what is stated is 3 %, and a disk has slow moments
 
-
+# %% ../nbs/04a_checkpoints.ipynb #3c998740
 class Checkpoints:
     "The state of a run in progress, on the disk; whoever makes one holds the run's lock"
 
@@ -177,9 +177,11 @@ class Checkpoints:
         self.write(step, take)
         if self.interrupted: raise KeyboardInterrupt(f'stopped after step {step}; the same command goes on from there')
 
-    def clear(self):
-        "Remove all of it: the run is finished"
-        shutil.rmtree(self.folder, ignore_errors=True)
+# %% ../nbs/04a_checkpoints.ipynb #dc1b38b4
+@patch
+def clear(self: Checkpoints):
+    "Remove all of it: the run is finished"
+    shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/04a_checkpoints.ipynb #54206778
 @patch

@@ -112,7 +112,7 @@ def load_records(base: Optional[Path] = None # a reports folder; None for the co
     if not records: raise RecordError(f'There is no finished run in {folder}: run a study first, for example `medpeft study smoke`.')
     return records
 
-
+# %% ../nbs/07b_frames.ipynb #60319d87
 def load_predictions(run_id: str,                # of a complete record
                      base: Optional[Path] = None # a reports folder; None for the committed one
                      ) -> pd.DataFrame:          # a row an item and time; `RecordError` if there is no such file

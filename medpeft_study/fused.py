@@ -83,7 +83,7 @@ def _thin(x, a, out, keys, salt, M, K, R, x_m, a_r, a_k, GROUP: constexpr, THRES
     if GROUP > 1: tl.store(to + R, acc1, mask=there)
     if GROUP > 2: tl.store(to + 2 * R, acc2, mask=there)
 
-
+# %% ../nbs/03c_fused.ipynb #a1370cf7
 @_kernel
 def _gather(parts, e, raw, scaled, N, W, stride, scale, SPLIT: constexpr, TIMES: constexpr, B: constexpr):
     i = tl.program_id(0) * B + tl.arange(0, B)
@@ -161,7 +161,7 @@ def layer_salt(number: int # of the layer in the model
     "What a layer's dropout is drawn from"
     return (number * 0x2545F491 + 2 ** 31) % 2 ** 32 - 2 ** 31
 
-
+# %% ../nbs/03c_fused.ipynb #f28f945e
 @dataclass(frozen=True)
 class Tiles:
     "How the kernels cut: the best of a sweep on an H100, for 1,920 tokens and 1,024 to 14,336 features"
@@ -200,7 +200,7 @@ def thin(x: torch.Tensor,   # [tokens, features]
     _gather[triton.cdiv(M * W, 1024),](parts, e if times else parts, raw, scaled if times else raw, M * W, W, raw.stride(0), draw.scale, SPLIT=split, TIMES=times, B=1024)
     return raw, scaled if times else raw
 
-
+# %% ../nbs/03c_fused.ipynb #4856da26
 def wide(t: torch.Tensor,   # [tokens, group x rank]
          a: torch.Tensor,   # [group x rank, features], any strides, also wider than t in dtype
          y: torch.Tensor,   # [tokens, features]
@@ -217,7 +217,7 @@ def wide(t: torch.Tensor,   # [tokens, group x rank]
                                                             scale=scale * draw.scale, BM=tokens, BK=features, num_warps=warps, num_stages=stages, **how)
     return z
 
-
+# %% ../nbs/03c_fused.ipynb #de827219
 def outer(t: torch.Tensor,   # [tokens, group x rank]
           x: torch.Tensor,   # [tokens, features]
           out: torch.Tensor, # float32 [group x rank, features], any strides; added to
@@ -333,7 +333,7 @@ class AdaptedLinears(torch.autograd.Function):
         for l, dy in zip(layers[1:], dys[1:]): dx.addmm_(dy, l.weight(x.dtype))
         return wide(te, _joined(layers, 'a'), dx, scale, draw, group).unflatten(0, shape), None, None
 
-
+# %% ../nbs/03c_fused.ipynb #5df54b70
 def _rows(x): return x.flatten(0, -2).contiguous() # [tokens, features]
 def _flat(e): return None if e is None else e.detach().flatten()
 
@@ -356,7 +356,7 @@ class Group:
         if not self.ys: self.x = None
         return y
 
-
+# %% ../nbs/03c_fused.ipynb #d7025475
 _READ_ALIKE = ('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj')
 
 
@@ -421,7 +421,7 @@ def can_fuse(model: nn.Module # backbone, with an adapter or without
     if triton is None: return False
     return weight.dtype in (torch.bfloat16, torch.float16) if weight.device.type == 'cuda' else triton.knobs.runtime.interpret
 
-
+# %% ../nbs/03c_fused.ipynb #6c28a16f
 @contextmanager
 def fused(model: nn.Module,     # backbone, with an adapter or without
           packed: bool = False, # also attend by `packed_attention`

@@ -105,7 +105,7 @@ def take(steps, stepper, accumulate, finish, sizes, rates) -> tuple: # (ms a ste
         sync(); whole.append(1e3 * (time.perf_counter() - start)); gradient.append(1e3 * (middle - start))
     return whole, gradient
 
-
+# %% ../nbs/08a_measure.ipynb #48915753
 def measure(cfg: RunConfig,       # resolved, random weights
             fuse: bool = True,    # on a GPU: the kernels of `03c_fused`
             record: bool = True,  # on a GPU: record a step and replay it
@@ -157,6 +157,8 @@ _STEPS = [*_cases('llama3-8b', 'qlora', _ROUTES, profile=2), *_cases('llama3-8b'
           *_cases('qwen2-7b', 'qlora', _ROUTES), *_cases('qwen2-7b', 'adalora', ('fast', 'lean')),
           *_cases('llama3-8b', 'qlora', ('halved', 'recomputed', 'leanest'), steps=12),
           *(Case(dict(backbone='smollm2-135m', method=m, base_storage='dequantized', micro_batch_size=16), steps=313) for m in ('qlora', 'adalora'))]
+
+# %% ../nbs/08a_measure.ipynb #d95f0018
 CENTRE = dict(rows=16, length=120, rank=64, depth=32)
 GROWTH = dict(rows=(4, 8, 16, 32), length=(60, 120, 240), rank=(16, 64, 128), depth=(8, 16, 32))
 
@@ -271,7 +273,7 @@ def in_process(kind: str,            # a key of `JOBS`
         if out.is_file(): return [p | dict(process=time.perf_counter() - begin) for p in json.loads(out.read_text(encoding='utf-8'))]
         return [dict(error=(done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1][:400])]
 
-
+# %% ../nbs/08a_measure.ipynb #90698639
 def told_point(p: dict) -> str:
     "A point in a line"
     name = ' '.join(str(p[k]) for k in ('backbone', 'method', 'mode', 'axis', 'x', 'path') if p.get(k))
@@ -281,7 +283,7 @@ def told_point(p: dict) -> str:
     memory = f', {p["device_gib"]:.2f} GiB on the device' if 'device_gib' in p else ''
     return f'{name}: {p["ms"]:.1f} ms a step of {p["tokens"]} tokens{memory}'
 
-
+# %% ../nbs/08a_measure.ipynb #7be56256
 def collect(jobs: list,      # of (kind, arguments)
             out: Path,       # JSON file
             key: str = 'points', # of the list in it
@@ -320,7 +322,7 @@ def growth(out: _Out = None):
     "How time and memory grow with rows, length, rank and depth."
     collect([('growth', [asdict(c) for c in CASES['growth']])], _place(out, 'growth'))
 
-
+# %% ../nbs/08a_measure.ipynb #055a7ee2
 @app.command()
 def evaluation(out: _Out = None, backbone: str = 'llama3-8b'):
     "500 items by both protocols, both methods."

@@ -160,7 +160,7 @@ def write_record(record: dict, # valid; `RecordError` otherwise
     try: write_json(record, path)
     except ValueError as e: raise RecordError(f'{Path(path).name} holds a value that is not a number: {e}.') from e
 
-
+# %% ../nbs/06_records.ipynb #1b6d40ad
 def read_record(path: Path # of a record
                 ) -> dict: # valid; `RecordError` naming the file and the field
     "Read a record and check it"
@@ -239,11 +239,6 @@ class Recorder:
             let_go(self.paths.lock(self.run_id))
             raise RecordError(f'{self.run_id} is complete: its record is {self.shown(self.path)}; to run it again add -p force True.')
 
-    def shown(self, path: Path) -> str: # relative to the project where it lies inside
-        "A path as it is printed"
-        root = project_root()
-        return str(path.relative_to(root) if path.is_relative_to(root) else path)
-
     def _now(self): return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
     @contextmanager
@@ -252,6 +247,13 @@ class Recorder:
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
+
+# %% ../nbs/06_records.ipynb #d93b1e81
+@patch
+def shown(self: Recorder, path: Path) -> str: # relative to the project where it lies inside
+    "A path as it is printed"
+    root = project_root()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 # %% ../nbs/06_records.ipynb #e44680e2
 def is_complete(path: Path) -> bool: # False for a missing, broken or failed record
@@ -294,7 +296,7 @@ def _on_disk(path): # `whole_file` with the error in a sentence
         with whole_file(path) as tmp: yield tmp
     except OSError as e: raise _unwritten(path, e) from e
 
-
+# %% ../nbs/06_records.ipynb #fd45e992
 @patch
 def finish(self: Recorder,
            predictions: pd.DataFrame, # a row an evaluated item and time

@@ -104,7 +104,7 @@ def save_adapter(model: nn.Module,      # PEFT model, trained
         if tokenizer is not None: tokenizer.save_pretrained(tmp)
         return weights_note(tmp)
 
-
+# %% ../nbs/04b_saving.ipynb #67676fbe
 def weights_note(folder: Path) -> dict: # sha256, bytes
     "What a record says of an adapter's weights"
     path = Path(folder) / WEIGHTS
@@ -196,7 +196,7 @@ def merged_state(model: nn.Module,  # PEFT model
         state[name] = value.detach().to('cpu', dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
     return state
 
-
+# %% ../nbs/04b_saving.ipynb #ef64c8de
 def export_merged(model: nn.Module,        # PEFT model
                   tokenizer,               # written beside it
                   folder: Path,            # where it goes

@@ -185,7 +185,7 @@ def _set_generators(states, device):
     torch.set_rng_state(states['cpu'])
     if 'cuda' in states and device.type == 'cuda': torch.cuda.set_rng_state(states['cuda'], device)
 
-
+# %% ../nbs/04_training.ipynb #5de7ae38
 class Stepper:
     "The arithmetic of an optimizer step, without a question to the host"
 
