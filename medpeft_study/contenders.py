@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingA
 
 from .adapters import METHODS, attach, lora_config, method_spec
 from .backbones import backbone_spec, load_backbone
-from .measure import bench_rows, device_peak, late, measure
+from .measure import bench_rows, device_peak, in_process, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
 from .prompts import byte_tokenizer, collate, epoch_batches
@@ -306,15 +305,9 @@ def apart(task: str,         # point, machine, nf4 or plain
           timeout: float     # s
           ) -> dict:         # what was found, or `error`
     "Do one thing in a process of its own"
-    with tempfile.TemporaryDirectory(dir=scratch) as tmp:
-        job, out = dict(task=task, variant=asdict(v), setting=asdict(setting), scratch=str(scratch)), Path(tmp) / 'found.json'
-        first = 'import unsloth; ' if (task, v.contender) == ('point', 'unsloth') else '' # it patches what is imported after it
-        code = f'{first}from medpeft_study.contenders import _child; _child()'
-        env = os.environ | _OFFLINE | dict(UNSLOTH_COMPILE_LOCATION=str(scratch / 'unsloth_compiled'))
-        try: done = subprocess.run([sys.executable, '-c', code, json.dumps(job), str(out)], capture_output=True, text=True, timeout=timeout, env=env)
-        except subprocess.TimeoutExpired: return dict(error=f'TimeoutExpired: not done after {timeout:g} s')
-        if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
-        return dict(error=(done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1][:400])
+    first = 'import unsloth; ' if (task, v.contender) == ('point', 'unsloth') else '' # it patches what is imported after it
+    env = os.environ | _OFFLINE | dict(UNSLOTH_COMPILE_LOCATION=str(scratch / 'unsloth_compiled'))
+    return in_process(f'{first}from medpeft_study.contenders import _child; _child()', dict(task=task, variant=asdict(v), setting=asdict(setting), scratch=str(scratch)), timeout, env)
 
 # %% ../nbs/08b_contenders.ipynb #dc4bc697
 def chosen(setting: Setting,  # device resolved

@@ -253,25 +253,24 @@ def trajectory(params: dict,   # of run.ipynb
 JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job]), evaluation=evaluation_time, trajectory=lambda job: trajectory(**job))
 
 
-def _child(): # argv: which job, its arguments as JSON, where to write
-    kind, job, out = sys.argv[1], json.loads(sys.argv[2]), Path(sys.argv[3])
-    found, card = JOBS[kind](job), device_name(run_config(dict(device='auto')))
+def _child(): # argv: kind and arguments of a job as JSON, and where to write
+    job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    found, card = JOBS[job['kind']](job['of']), device_name(run_config(dict(device='auto')))
     write_json([dict(p, card=card) for p in (found if isinstance(found, list) else [found])], out)
 
 
-def in_process(kind: str,            # a key of `JOBS`
-               job,                  # its arguments
-               timeout: float = 400  # s
-               ) -> list:            # what it found, or one entry with `error`
+def in_process(code: str,            # Python that reads the job from argv[1] and writes what it found to argv[2]
+               job: dict,            # for JSON
+               timeout: float = 400, # s
+               env: Optional[dict] = None # environment; None for this process's
+               ):                    # what was found, or a dict with `error`
     "Do one job in a process of its own"
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp) / 'found.json'
-        code = [sys.executable, '-c', 'from medpeft_study.measure import _child; _child()', kind, json.dumps(job), str(out)]
-        begin = time.perf_counter()
-        try: done = subprocess.run(code, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired: return [dict(error=f'not done after {timeout:g} s')]
-        if out.is_file(): return [p | dict(process=time.perf_counter() - begin) for p in json.loads(out.read_text(encoding='utf-8'))]
-        return [dict(error=(done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1][:400])]
+        try: done = subprocess.run([sys.executable, '-c', code, json.dumps(job), str(out)], capture_output=True, text=True, timeout=timeout, env=env)
+        except subprocess.TimeoutExpired: return dict(error=f'not done after {timeout:g} s')
+        if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
+        return dict(error=(done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1][:400])
 
 # %% ../nbs/08a_measure.ipynb #90698639
 def told_point(p: dict) -> str:
@@ -292,11 +291,15 @@ def collect(jobs: list,      # of (kind, arguments)
             ) -> dict:       # the file's content
     "Do jobs, each in a process of its own, and keep what they found"
     content = {key: [], 'provenance': provenance()}
+    def points(job):
+        begin = time.perf_counter()
+        found = in_process('from medpeft_study.measure import _child; _child()', dict(kind=job[0], of=job[1]))
+        return [found] if 'error' in found else [p | dict(process=time.perf_counter() - begin) for p in found]
     with ThreadPoolExecutor(workers) as pool:
-        for (kind, job), points in zip(jobs, pool.map(lambda job: in_process(*job), jobs)):
+        for (kind, job), found in zip(jobs, pool.map(points, jobs)):
             asked = {k: v for k, v in (job | job.get('params', {}) if isinstance(job, dict) else {}).items() if k in ('backbone', 'method', 'mode', 'axis', 'x', 'path')}
-            for found in points:
-                content[key].append(asked | found)
+            for point in found:
+                content[key].append(asked | point)
                 say(told_point(content[key][-1]))
             write_json(content, out)
     return content
