@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_files', 'check_folder', 'check_sums',
            'backbone_spec', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf', 'package_folder',
-           'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4', 'dequantize',
-           'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
-           'pretrained_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits', 'check_head']
+           'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4', 'plain_weight',
+           'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone',
+           'grow_segments', 'pretrained_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
+           'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
 import json
@@ -300,15 +301,25 @@ def quantize_nf4(linear: nn.Linear,  # on the device where it stays
     return packed
 
 # %% ../nbs/02_backbones.ipynb #632e3bf2
+def plain_weight(linear: nn.Module,  # frozen, packed or not
+                 dtype: torch.dtype, # of the result
+                 into: Optional[torch.Tensor] = None # where a packed weight is written; its own compute dtype
+                 ) -> torch.Tensor:  # [out, in]
+    "The values that a frozen weight stands for"
+    state = getattr(linear.weight, 'quant_state', None)
+    if state is None: return linear.weight.detach().to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+    if into is not None and linear.weight.device.type == 'cpu': return into.copy_(dequantize_4bit(linear.weight.data, state)) # bitsandbytes has no `out` there
+    return dequantize_4bit(linear.weight.data, state, out=into).to(dtype)
+
+
 def dequantize(model: nn.Module,   # with `Linear4bit` layers
                dtype: torch.dtype  # of the new weights
                ):                  # changes the model in place
     "Replace NF4 layers by plain ones that hold the same values"
-    from bitsandbytes.functional import dequantize_4bit
     for name, m in linears(model):
-        state = m.weight.quant_state
         plain = nn.Linear(m.in_features, m.out_features, bias=m.bias is not None, device='meta')
-        plain.weight = nn.Parameter(dequantize_4bit(m.weight.data, state).to(dtype), requires_grad=False)
+        plain.weight = nn.Parameter(plain_weight(m, dtype), requires_grad=False)
         plain.bias = m.bias
         model.set_submodule(name, plain)
     for flag in ('is_loaded_in_4bit', 'is_quantized', 'hf_quantizer', 'quantization_method'): # no longer true

@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from .backbones import plain_weight
+
 # %% ../nbs/03c_fused.ipynb #648795c8
 try: # comes with PyTorch for CUDA
     import triton
@@ -246,11 +248,7 @@ class AdaptedLayer:
 
     def weight(self, dtype: torch.dtype, into: Optional[torch.Tensor] = None) -> torch.Tensor: # [out, in]
         "The frozen weight, dequantized if it is packed"
-        w = self.base.weight
-        if getattr(w, 'quant_state', None) is None: return w.to(dtype)
-        from bitsandbytes.functional import dequantize_4bit
-        if into is not None and w.device.type == 'cpu': return into.copy_(dequantize_4bit(w.data, w.quant_state)) # bitsandbytes has no `out` there
-        return dequantize_4bit(w.data, w.quant_state, out=into).to(dtype)
+        return plain_weight(self.base, dtype, into)
 
     @property
     def packed(self): return getattr(self.base.weight, 'quant_state', None) is not None
@@ -360,12 +358,12 @@ class Group:
 _READ_ALIKE = ('q_proj', 'k_proj', 'v_proj'), ('gate_proj', 'up_proj')
 
 
-def groups_of(layers: list # `AdaptedLayer`s of a model, in its order
-              ) -> list:   # of `Group`s
+def groups_of(named: list # (name, `AdaptedLayer`) of a model, in its order
+              ) -> list:  # of `Group`s
     "Layers that are computed together: of one parent, of the same input, rank, scale and dropout, and neighbours"
     kinds = {name: kind for kind in _READ_ALIKE for name in kind}
     groups = []
-    for name, l in layers:
+    for name, l in named:
         parent, _, own = name.rpartition('.')
         alike = parent, kinds.get(own, name), l.a.shape, l.scale, l.p
         if groups and groups[-1][0] == alike: groups[-1][1].append(l)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CONFIG', 'SavingError', 'whole_folder', 'base_name', 'adapter_state', 'adapter_config', 'save_adapter',
-           'weights_note', 'adapter_folder', 'check_adapter', 'load_adapter', 'put_on', 'config_here', 'plain_weight',
-           'update', 'merged_state', 'export_merged']
+           'weights_note', 'adapter_folder', 'check_adapter', 'load_adapter', 'put_on', 'config_here', 'update',
+           'merged_state', 'export_merged']
 
 # %% ../nbs/04b_saving.ipynb #b630f14c
 import copy
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .adapters import method_spec
-from .backbones import backbone_spec, load_backbone, meta_model
+from .backbones import backbone_spec, load_backbone, meta_model, plain_weight
 from .config import RunConfig, report_paths
 
 # %% ../nbs/04b_saving.ipynb #cd2c62f2
@@ -161,15 +161,6 @@ def config_here(cfg: RunConfig  # as a record has it
     return cfg if cfg.device == 'cpu' or torch.cuda.is_available() else replace(cfg, device='cpu', optimizer_state='float32')
 
 # %% ../nbs/04b_saving.ipynb #a2b2d649
-def plain_weight(linear: nn.Module # NF4 or not
-                 ) -> torch.Tensor: # float32 [out, in]
-    "The values that a frozen weight stands for"
-    state = getattr(linear.weight, 'quant_state', None)
-    if state is None: return linear.weight.detach().float()
-    from bitsandbytes.functional import dequantize_4bit
-    return dequantize_4bit(linear.weight.data, state).float()
-
-
 @torch.no_grad()
 def update(layer: nn.Module # of PEFT, LoRA or AdaLoRA
            ) -> torch.Tensor: # float32 [out, in]
@@ -191,7 +182,7 @@ def merged_state(model: nn.Module,  # PEFT model
         path, _, leaf = name.rpartition('.')
         layer = base.get_submodule(path)
         frozen = layer.get_base_layer() if hasattr(layer, 'lora_A') else layer
-        value = plain_weight(frozen) if leaf == 'weight' and isinstance(frozen, nn.Linear) else getattr(frozen, leaf)
+        value = plain_weight(frozen, torch.float32) if leaf == 'weight' and isinstance(frozen, nn.Linear) else getattr(frozen, leaf)
         if leaf == 'weight' and frozen is not layer: value = value + update(layer)
         state[name] = value.detach().to('cpu', dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
     return state
