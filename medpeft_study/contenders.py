@@ -15,7 +15,9 @@ import math
 import os
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingA
 
 from .adapters import METHODS, attach, lora_config, method_spec
 from .backbones import backbone_spec, load_backbone
-from .measure import bench_rows, device_peak, in_process, late, measure
+from .measure import at_once, bench_rows, device_peak, in_process, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
 from .prompts import byte_tokenizer, collate, epoch_batches
@@ -280,19 +282,15 @@ def _text(e: BaseException) -> str:
     return f'{type(e).__name__}: {" ".join(str(e).split())}'[:400]
 
 
-def _child(): # argv: a job as JSON, and where to write
-    job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
-    setting, scratch = Setting(**job['setting']), Path(job['scratch'])
-    v = Variant(**job['variant'])
+def _child(job: dict) -> dict: # task, variant, setting, scratch
+    setting, scratch, v = Setting(**job['setting']), Path(job['scratch']), Variant(**job['variant'])
     try:
-        if job['task'] == 'machine': found = dict(device=device_name(variant_config(Variant('ours', ''), setting)), **machine_peaks())
-        elif job['task'] == 'point': found = measure_variant(v, setting, scratch)
-        else: # a checkpoint: nf4 or plain
-            cfg = replace(variant_config(v, setting), quantization='nf4' if job['task'] == 'nf4' else 'none')
-            write_checkpoint(cfg, scratch / job['task'])
-            found = {}
-    except Exception as e: found = dict(error=_text(e))
-    write_json(found, out)
+        if job['task'] == 'machine': return dict(device=device_name(variant_config(Variant('ours', ''), setting)), **machine_peaks())
+        if job['task'] == 'point': return measure_variant(v, setting, scratch)
+        cfg = replace(variant_config(v, setting), quantization='nf4' if job['task'] == 'nf4' else 'none') # a checkpoint
+        write_checkpoint(cfg, scratch / job['task'])
+        return {}
+    except Exception as e: return dict(error=_text(e))
 
 
 _OFFLINE = dict(HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false', UNSLOTH_DISABLE_STATISTICS='1', TRANSFORMERS_VERBOSITY='error')
@@ -305,9 +303,10 @@ def apart(task: str,         # point, machine, nf4 or plain
           timeout: float     # s
           ) -> dict:         # what was found, or `error`
     "Do one thing in a process of its own"
-    first = 'import unsloth; ' if (task, v.contender) == ('point', 'unsloth') else '' # it patches what is imported after it
+    first = 'import unsloth' if (task, v.contender) == ('point', 'unsloth') else '' # it patches what is imported after it
     env = os.environ | _OFFLINE | dict(UNSLOTH_COMPILE_LOCATION=str(scratch / 'unsloth_compiled'))
-    return in_process(f'{first}from medpeft_study.contenders import _child; _child()', dict(task=task, variant=asdict(v), setting=asdict(setting), scratch=str(scratch)), timeout, env)
+    job = dict(task=task, variant=asdict(v), setting=asdict(setting), scratch=str(scratch))
+    return in_process('medpeft_study.contenders', job, timeout * at_once(), env, str(scratch / 'turn'), first)
 
 # %% ../nbs/08b_contenders.ipynb #dc4bc697
 def chosen(setting: Setting,  # device resolved
@@ -360,13 +359,14 @@ def key(point: dict) -> tuple:
     return point['contender'], point['variant'], point['method']
 
 # %% ../nbs/08b_contenders.ipynb #2f8ae3d2
+_writing = threading.Lock()
+
+
 def _find(v, setting, scratch, timeout): # as `apart`; with the checkpoint that Unsloth needs, in 16 bits where NF4 does not load
     if v.contender != 'unsloth': return apart('point', v, setting, scratch, timeout)
     for kind in ('nf4', 'plain'):
-        if not (scratch / kind).exists():
-            written = apart(kind, v, setting, scratch, timeout)
-            if 'error' in written: return written
-        found = apart('point', v, setting, scratch, timeout)
+        with _writing: written = {} if (scratch / kind).exists() else apart(kind, v, setting, scratch, timeout)
+        found = written if 'error' in written else apart('point', v, setting, scratch, timeout)
         if 'Loading nf4' not in found.get('error', ''): return found
     return found
 
@@ -410,11 +410,13 @@ def compare(out: Path,                      # JSON file, written after every poi
         if old and old['machine'].get('device') != machine.get('device'): raise ConfigError(f'{out.name} is of another device: choose another file, or remove it.')
         content = dict(points=[p for p in old.get('points', []) if key(p) not in todo], machine=machine, setting=asdict(setting),
                        provenance=source, command=command or ' '.join(sys.argv))
-        for v in todo.values():
-            if minutes and time.monotonic() - begin > 60 * minutes: say(f'{minutes:g} minutes are over: run it again for what is missing.'); break
-            content['points'].append(with_share(described(v, setting) | _find(v, setting, scratch, timeout), machine))
-            write_json(content, out)
-            say(told(content['points'][-1]))
+        over = lambda: minutes and time.monotonic() - begin > 60 * minutes
+        with ThreadPoolExecutor(at_once()) as pool:
+            for v, found in zip(todo.values(), pool.map(lambda v: None if over() else _find(v, setting, scratch, timeout), todo.values())):
+                if found is None: say(f'{minutes:g} minutes are over: run it again for what is missing.'); break
+                content['points'].append(with_share(described(v, setting) | found, machine))
+                write_json(content, out)
+                say(told(content['points'][-1]))
     return content
 
 # %% ../nbs/08b_contenders.ipynb #371691c2

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
-           'evaluation_time', 'trajectory', 'in_process', 'told_point', 'collect', 'steps', 'growth', 'evaluation',
-           'parity']
+           'evaluation_time', 'follow', 'trajectory', 'outcome', 'answer', 'in_process', 'at_once', 'told_point',
+           'collect', 'steps', 'growth', 'evaluation', 'parity']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
+import fcntl
 import json
 import re
 import subprocess
@@ -34,7 +35,7 @@ from .planning import GIB
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
 from .study import _fail, run_config
-from .training import entries, learning_rates, training
+from .training import entries, learning_rates, train, training
 
 # %% ../nbs/08a_measure.ipynb #630da135
 def bench_rows(count: int,
@@ -232,45 +233,71 @@ def evaluation_time(params: dict # of run.ipynb
 PATHS = {'fast': {}, 'eager bfloat16': dict(fuse=False, record=False), 'eager float32': dict(fuse=False, record=False)}
 
 
-def trajectory(params: dict,   # of run.ipynb
-               path: str,      # a key of `PATHS`
-               steps: int = 50
-               ) -> dict:      # losses in nats, a step each
-    "Train for some steps and keep the losses"
+def follow(params: dict, # of run.ipynb
+           path: str     # a key of `PATHS`
+           ) -> tuple:   # (model, tokenizer, items of each split, config, `history` of `train`)
+    "Train as a run does, by one path"
     dtype = dict(compute_dtype='float32') if path.endswith('float32') else {}
-    cfg = run_config(dict(profile='mini', dropout=0., max_steps=steps, micro_batch_size=16) | params | dtype)
+    cfg = run_config(dict(profile='mini', micro_batch_size=16) | params | dtype)
     model, tokenizer = attach(load_backbone(cfg)[0], cfg), load_tokenizer(cfg)
-    rows = [encode_item(tokenizer, item, cfg) for item in split_items(load_items(cfg)[0], cfg)['train']]
-    model.train()
-    with training(model, rows, cfg, tokenizer.pad_token_id, **PATHS[path]) as run:
-        rates = learning_rates(cfg)
-        take(range(cfg.total_steps), *run, iter(run[0].plan.sizes), rates)
-        history = entries(run[0], rates, 0, cfg.total_steps)
+    items = split_items(load_items(cfg)[0], cfg)
+    rows = [encode_item(tokenizer, item, cfg) for item in items['train']]
+    return model, tokenizer, items, cfg, train(model, rows, cfg, tokenizer.pad_token_id, **PATHS[path])
+
+
+def trajectory(params: dict, path: str, steps: int = 50) -> dict: # losses in nats, a step each
+    "The losses of some steps without dropout"
+    *_, cfg, history = follow(dict(dropout=0., max_steps=steps) | params, path)
     return dict(backbone=cfg.backbone, weights=cfg.weights, method=cfg.method, path=path, lr=cfg.lr, losses=[h['task_loss'] for h in history],
                 total_rank=[h['total_rank'] for h in history])
 
+
+def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
+    "What a whole run ends with, dropout on"
+    model, tokenizer, items, cfg, history = follow(params, path)
+    _, metrics = evaluate(model, tokenizer, scored_splits(items, cfg)['validation'], cfg, 'validation', 'after')
+    loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
+    return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
+
 # %% ../nbs/08a_measure.ipynb #38589ef2
-JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job]), evaluation=evaluation_time, trajectory=lambda job: trajectory(**job))
+JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job]), evaluation=evaluation_time,
+            trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job))
 
 
-def _child(): # argv: kind and arguments of a job as JSON, and where to write
-    job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+def _child(job: dict): # kind and arguments
     found, card = JOBS[job['kind']](job['of']), device_name(run_config(dict(device='auto')))
-    write_json([dict(p, card=card) for p in (found if isinstance(found, list) else [found])], out)
+    return [dict(p, card=card) for p in (found if isinstance(found, list) else [found])]
 
 
-def in_process(code: str,            # Python that reads the job from argv[1] and writes what it found to argv[2]
-               job: dict,            # for JSON
-               timeout: float = 400, # s
-               env: Optional[dict] = None # environment; None for this process's
-               ):                    # what was found, or a dict with `error`
+def answer(child: Callable): # of a job
+    "What a process does: argv has a job as JSON, where to write, and the file of its turn"
+    global _turn
+    job, out, file = sys.argv[1:]
+    if file: _turn = open(file, 'a'); fcntl.flock(_turn, fcntl.LOCK_EX) # until the process ends
+    write_json(child(json.loads(job)), Path(out))
+
+# %% ../nbs/08a_measure.ipynb #14d2039f
+def in_process(module: str,                # with a `_child`
+               job: dict,                  # that it is given; for JSON
+               timeout: float = 400,       # s, waiting included
+               env: Optional[dict] = None, # environment; None for this process's
+               turn: str = '',             # file that only one process has at a time; '' not to wait
+               first: str = ''             # Python that comes before all
+               ):                          # what was found, or a dict with `error`
     "Do one job in a process of its own"
+    code = f'{first}\nfrom medpeft_study.measure import answer; from {module} import _child; answer(_child)'
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp) / 'found.json'
-        try: done = subprocess.run([sys.executable, '-c', code, json.dumps(job), str(out)], capture_output=True, text=True, timeout=timeout, env=env)
+        try: done = subprocess.run([sys.executable, '-c', code, json.dumps(job), str(out), turn], capture_output=True, text=True, timeout=timeout, env=env)
         except subprocess.TimeoutExpired: return dict(error=f'not done after {timeout:g} s')
         if out.is_file(): return json.loads(out.read_text(encoding='utf-8'))
         return dict(error=(done.stderr.strip().splitlines() or [f'the process ended with {done.returncode}'])[-1][:400])
+
+
+def at_once(clock: bool = True # whether a time is measured
+            ) -> int:          # processes
+    "How many may be alive: on a GPU those that wait cost the one that is measured nothing"
+    return 1 if not torch.cuda.is_available() else 4 if clock else 12
 
 # %% ../nbs/08a_measure.ipynb #90698639
 def told_point(p: dict) -> str:
@@ -278,29 +305,27 @@ def told_point(p: dict) -> str:
     name = ' '.join(str(p[k]) for k in ('backbone', 'method', 'mode', 'axis', 'x', 'path') if p.get(k))
     if 'error' in p: return f'{name}: {p["error"]}'
     if 'losses' in p: return f'{name}: {p["losses"][0]:.3f} to {p["losses"][-1]:.3f} nats'
+    if 'val_loss' in p: return f'{name}, seed {p["seed"]}: {p["val_loss"]:.4f} nats'
     if 'ms' not in p: return f'{name}: {p["seconds"]:.1f} s, again {p["again"]:.1f} s'
     memory = f', {p["device_gib"]:.2f} GiB on the device' if 'device_gib' in p else ''
     return f'{name}: {p["ms"]:.1f} ms a step of {p["tokens"]} tokens{memory}'
 
 # %% ../nbs/08a_measure.ipynb #7be56256
-def collect(jobs: list,      # of (kind, arguments)
-            out: Path,       # JSON file
-            key: str = 'points', # of the list in it
+def collect(jobs: list,        # of (name of the list it belongs to, kind, arguments)
+            out: Path,         # JSON file
             say: Callable = typer.echo,
-            workers: int = 1 # jobs at a time; more than one only where no time is measured
-            ) -> dict:       # the file's content
+            clock: bool = True # whether a time is measured
+            ) -> dict:         # the file's content
     "Do jobs, each in a process of its own, and keep what they found"
-    content = {key: [], 'provenance': provenance()}
-    def points(job):
-        begin = time.perf_counter()
-        found = in_process('from medpeft_study.measure import _child; _child()', dict(kind=job[0], of=job[1]))
-        return [found] if 'error' in found else [p | dict(process=time.perf_counter() - begin) for p in found]
-    with ThreadPoolExecutor(workers) as pool:
-        for (kind, job), found in zip(jobs, pool.map(points, jobs)):
-            asked = {k: v for k, v in (job | job.get('params', {}) if isinstance(job, dict) else {}).items() if k in ('backbone', 'method', 'mode', 'axis', 'x', 'path')}
-            for point in found:
-                content[key].append(asked | point)
-                say(told_point(content[key][-1]))
+    content, workers = {'provenance': provenance()}, at_once(clock)
+    with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(workers) as pool:
+        turn = str(Path(tmp) / 'turn') if clock else ''
+        find = lambda job: in_process('medpeft_study.measure', dict(kind=job[1], of=job[2]), 400 * workers, turn=turn)
+        for (name, _, job), found in zip(jobs, pool.map(find, jobs)):
+            asked = {k: v for k, v in (job | job.get('params', {}) if isinstance(job, dict) else {}).items() if k in ('backbone', 'method', 'mode', 'axis', 'x', 'path', 'seed')}
+            for point in [found] if isinstance(found, dict) else found:
+                content.setdefault(name, []).append(asked | point)
+                say(told_point(content[name][-1]))
             write_json(content, out)
     return content
 
@@ -315,28 +340,31 @@ def _place(out, name): return out or project_root() / 'reports' / 'bench' / f'{n
 @app.command()
 def steps(out: _Out = None, only: Annotated[str, typer.Option(help='text in a case, as in qwen2')] = ''):
     "Every mode, both methods, three backbones.  Example: python -m medpeft_study.measure steps --only lean"
-    jobs = [('case', asdict(c)) for c in CASES['steps'] if only in str(c.params)]
+    jobs = [('memory_points', 'case', asdict(c)) for c in CASES['steps'] if only in str(c.params)]
     if not jobs: _fail(f'only = {only!r} leaves no case.')
-    collect(jobs, _place(out, 'steps'), 'memory_points')
+    collect(jobs, _place(out, 'steps'))
 
 
 @app.command()
 def growth(out: _Out = None):
     "How time and memory grow with rows, length, rank and depth."
-    collect([('growth', [asdict(c) for c in CASES['growth']])], _place(out, 'growth'))
+    collect([('points', 'growth', [asdict(c) for c in CASES['growth']])], _place(out, 'growth'))
 
 # %% ../nbs/08a_measure.ipynb #055a7ee2
 @app.command()
 def evaluation(out: _Out = None, backbone: str = 'llama3-8b'):
     "500 items by both protocols, both methods."
-    collect([('evaluation', dict(backbone=backbone, method=m)) for m in ('qlora', 'adalora')], _place(out, 'evaluation'))
+    collect([('points', 'evaluation', dict(backbone=backbone, method=m)) for m in ('qlora', 'adalora')], _place(out, 'evaluation'))
 
 
 @app.command()
-def parity(out: _Out = None, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'toy-llama,smollm2-135m'):
-    "Losses over 50 steps by each path, both methods."
-    jobs = [('trajectory', dict(params=dict(backbone=b, method=m, lr=2e-3), path=path)) for b in backbones.split(',') for m in ('qlora', 'adalora') for path in PATHS]
-    collect(jobs, _place(out, 'parity'), 'trajectories', workers=6)
+def parity(out: _Out = None, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'toy-llama,smollm2-135m',
+           seeds: Annotated[int, typer.Option(help='of the whole runs')] = 3):
+    "Losses over 50 steps by each path, and what whole runs of the study mini end with; both methods."
+    ways = [(m, path) for m in ('qlora', 'adalora') for path in PATHS]
+    jobs = [('mini', 'outcome', dict(params=dict(method=m, seed=s), path=path)) for m, path in ways for s in range(seeds)]
+    jobs += [('trajectories', 'trajectory', dict(params=dict(backbone=b, method=m, lr=2e-3), path=path)) for b in backbones.split(',') for m, path in ways]
+    collect(jobs, _place(out, 'parity'), clock=False)
 
 
 if __name__ == '__main__' and '__file__' in globals(): app() # not in a notebook

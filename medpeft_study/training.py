@@ -367,12 +367,13 @@ def train(model: nn.Module,                   # with an adapter; trained in plac
           pad_id: int,                        # id of the padding token
           on_step: Optional[Callable] = None, # called with each entry
           record: bool = True,                # on a GPU: record a step and replay it
+          fuse: bool = True,                  # on a GPU: the kernels of `03c_fused`
           state: Optional[dict] = None,       # of `Stepper.state`, to go on from
           keep: Optional[Callable] = None     # called after each step with its number, a function that gives the state, and about how many bytes that is
           ) -> list:                          # an entry a step; `TrainingError` if training or allocation went wrong
     "Train the adapter and check that what was asked for has happened"
     model.train()
-    with training(model, rows, cfg, pad_id, record) as run: history = _loop(*run, learning_rates(cfg), on_step, state, keep)
+    with training(model, rows, cfg, pad_id, record, fuse) as run: history = _loop(*run, learning_rates(cfg), on_step, state, keep)
     stepper = run[0]
     if stepper.allocator and cfg.allocator != 'never': stepper.allocator.hand_over(model)
     check_allocation(model, cfg)
@@ -423,6 +424,7 @@ def _few_words(model, plan, cfg):
     whole, pad = weight.data.cpu(), embedding.padding_idx
     words, ids = plan.packs.ids.unique(return_inverse=True)
     plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), weight.data[words], None
+    torch.cuda.empty_cache() # or the hole counts while the adapter is laid out beside it, the peak of such a run
     try: yield
     finally: weight.data, embedding.padding_idx = whole.to(weight.device), pad
 
