@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
-           'evaluation_time', 'follow', 'trajectory', 'outcome', 'answer', 'in_process', 'at_once', 'told_point',
-           'collect', 'steps', 'growth', 'evaluation', 'parity']
+           'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'answer', 'in_process', 'at_once',
+           'told_point', 'collect', 'steps', 'growth', 'evaluation', 'parity']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
 import fcntl
@@ -233,8 +233,9 @@ def evaluation_time(params: dict # of run.ipynb
 PATHS = {'fast': {}, 'eager bfloat16': dict(fuse=False, record=False), 'eager float32': dict(fuse=False, record=False)}
 
 
-def follow(params: dict, # of run.ipynb
-           path: str     # a key of `PATHS`
+def follow(params: dict,  # of run.ipynb
+           path: str,     # a key of `PATHS`
+           **how          # of `train`
            ) -> tuple:   # (model, tokenizer, items of each split, config, `history` of `train`)
     "Train as a run does, by one path"
     dtype = dict(compute_dtype='float32') if path.endswith('float32') else {}
@@ -242,7 +243,7 @@ def follow(params: dict, # of run.ipynb
     model, tokenizer = attach(load_backbone(cfg)[0], cfg), load_tokenizer(cfg)
     items = split_items(load_items(cfg)[0], cfg)
     rows = [encode_item(tokenizer, item, cfg) for item in items['train']]
-    return model, tokenizer, items, cfg, train(model, rows, cfg, tokenizer.pad_token_id, **PATHS[path])
+    return model, tokenizer, items, cfg, train(model, rows, cfg, tokenizer.pad_token_id, **PATHS[path], **how)
 
 
 def trajectory(params: dict, path: str, steps: int = 50) -> dict: # losses in nats, a step each
@@ -259,9 +260,22 @@ def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
     return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
 
+# %% ../nbs/08a_measure.ipynb #667b7357
+def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest distance of a loss in nats, and of the adapter as a share of its norm
+    "How far a run that is taken up ends from one that is not, and how far that one ends from itself"
+    state, ends = {}, []
+    def keep(step, take, nbytes): state.update({k: v.clone() for k, v in take().items()} if step == at else {})
+    for how in (dict(keep=keep), dict(), dict(state=state)):
+        model, *_, cfg, history = follow(dict(max_steps=steps) | params, 'fast', **how)
+        ends.append((np.array([h['task_loss'] for h in history]), torch.cat([p.detach().flatten().cpu() for p in model.parameters() if p.requires_grad])))
+    (losses, adapter), *others = ends
+    apart = [(float(abs(l - losses).max()), float((a - adapter).norm() / adapter.norm())) for l, a in others]
+    return dict(backbone=cfg.backbone, method=cfg.method, optimizer_state=cfg.optimizer_state, steps=steps, at=at) | {
+        name: dict(loss=loss, adapter=values) for name, (loss, values) in zip(('again', 'taken_up'), apart)}
+
 # %% ../nbs/08a_measure.ipynb #38589ef2
 JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job]), evaluation=evaluation_time,
-            trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job))
+            trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job), resumed=resumed)
 
 
 def _child(job: dict): # kind and arguments
@@ -276,7 +290,7 @@ def answer(child: Callable): # of a job
     if file: _turn = open(file, 'a'); fcntl.flock(_turn, fcntl.LOCK_EX) # until the process ends
     write_json(child(json.loads(job)), Path(out))
 
-# %% ../nbs/08a_measure.ipynb #14d2039f
+# %% ../nbs/08a_measure.ipynb #6c1d5aa5
 def in_process(module: str,                # with a `_child`
                job: dict,                  # that it is given; for JSON
                timeout: float = 400,       # s, waiting included
@@ -306,6 +320,7 @@ def told_point(p: dict) -> str:
     if 'error' in p: return f'{name}: {p["error"]}'
     if 'losses' in p: return f'{name}: {p["losses"][0]:.3f} to {p["losses"][-1]:.3f} nats'
     if 'val_loss' in p: return f'{name}, seed {p["seed"]}: {p["val_loss"]:.4f} nats'
+    if 'taken_up' in p: return f'{name}, taken up: {p["taken_up"]["loss"]:.1e} nats apart; the same run again: {p["again"]["loss"]:.1e}'
     if 'ms' not in p: return f'{name}: {p["seconds"]:.1f} s, again {p["again"]:.1f} s'
     memory = f', {p["device_gib"]:.2f} GiB on the device' if 'device_gib' in p else ''
     return f'{name}: {p["ms"]:.1f} ms a step of {p["tokens"]} tokens{memory}'
@@ -360,10 +375,11 @@ def evaluation(out: _Out = None, backbone: str = 'llama3-8b'):
 @app.command()
 def parity(out: _Out = None, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'toy-llama,smollm2-135m',
            seeds: Annotated[int, typer.Option(help='of the whole runs')] = 3):
-    "Losses over 50 steps by each path, and what whole runs of the study mini end with; both methods."
+    "Losses over 50 steps by each path, what whole runs of the study mini end with, and runs that are taken up; both methods."
     ways = [(m, path) for m in ('qlora', 'adalora') for path in PATHS]
     jobs = [('mini', 'outcome', dict(params=dict(method=m, seed=s), path=path)) for m, path in ways for s in range(seeds)]
     jobs += [('trajectories', 'trajectory', dict(params=dict(backbone=b, method=m, lr=2e-3), path=path)) for b in backbones.split(',') for m, path in ways]
+    jobs += [('resumed', 'resumed', dict(method=m, **more)) for m, more in (('qlora', {}), ('adalora', {}), ('qlora', dict(optimizer_state='paged_8bit')))]
     collect(jobs, _place(out, 'parity'), clock=False)
 
 
