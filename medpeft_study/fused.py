@@ -175,6 +175,10 @@ class Tiles:
     outer_dropped: tuple = (128, 32, 4, 4)
 
 
+def _fitting(size, rank): # the tile that grows with the rank stays, in bytes, that of rank 64
+    return max(16, size * 64 // max(64, triton.next_power_of_2(rank)))
+
+
 def _rest(draw, x, rank, group): # arguments shared by the kernels
     keys = draw.keys if draw.threshold else x
     return dict(keys=keys, salt=draw.salt), dict(GROUP=group, THRESHOLD=draw.threshold, PRECISION='ieee' if x.dtype == torch.float32 else 'tf32', BR=max(16, triton.next_power_of_2(rank)))
@@ -195,7 +199,7 @@ def thin(x: torch.Tensor,   # [tokens, features]
     raw, scaled = into or (x.new_empty(M, W), x.new_empty(M, W) if e is not None else None)
     tokens, features, split, warps, stages = TILES.thin_shared if draw.threshold or group > 1 else TILES.thin
     parts = torch.empty(split, M, W, dtype=torch.float32, device=x.device)
-    where, how = _rest(draw, x, W // group, group)
+    features, (where, how) = _fitting(features, W // group), _rest(draw, x, W // group, group)
     _thin[triton.cdiv(M, tokens), split](x, a, parts, **where, M=M, K=K, R=W // group, x_m=x.stride(0), a_r=a.stride(0), a_k=a.stride(1),
                                          BM=tokens, BK=features, SPLIT=split, num_warps=warps, num_stages=stages, **how)
     times = e is not None
@@ -228,8 +232,8 @@ def outer(t: torch.Tensor,   # [tokens, group x rank]
           group: int = 1):   # matrices in out
     "out += tᵀ x, with x dropped"
     (M, K), R = x.shape, t.shape[1] // group
-    where, how = _rest(draw, x, R, group)
     tokens, features, warps, stages = TILES.outer_dropped if draw.threshold else TILES.outer
+    tokens, (where, how) = _fitting(tokens, R), _rest(draw, x, R, group)
     _outer[triton.cdiv(K, features),](t, x, out, **where, M=M, K=K, R=R, t_m=t.stride(0), x_m=x.stride(0), o_r=out.stride(0), o_k=out.stride(1),
                                       scale=scale * draw.scale, BM=tokens, BK=features, num_warps=warps, num_stages=stages, **how)
 

@@ -6,7 +6,7 @@
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
            'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'answer', 'in_process', 'at_once',
-           'told_point', 'collect', 'steps', 'growth', 'evaluation', 'parity']
+           'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
 import fcntl
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -210,7 +210,9 @@ def grow(cases: list # of `Case`, with an axis
             base, loaded = None, (case.params['backbone'], case.layers)
             with depth(*loaded): base = load_backbone(case_config(case))[0]
         same = json.dumps(asdict(replace(case, axis='', x=None)), sort_keys=True)
-        if same not in known: known[same] = run_case(case, base)
+        if same not in known: # one that fails takes no other with it
+            try: known[same] = run_case(case, base)
+            except RuntimeError as e: base, loaded, known[same] = None, None, dict(case.params, error=f'{type(e).__name__}: {e}'[:400])
         points.append(known[same] | dict(axis=case.axis, x=case.x))
     return points
 
@@ -260,7 +262,7 @@ def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
     return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
 
-# %% ../nbs/08a_measure.ipynb #667b7357
+# %% ../nbs/08a_measure.ipynb #9eace5f5
 def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest distance of a loss in nats, and of the adapter as a share of its norm
     "How far a run that is taken up ends from one that is not, and how far that one ends from itself"
     state, ends = {}, []
@@ -274,7 +276,7 @@ def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest dist
         name: dict(loss=loss, adapter=values) for name, (loss, values) in zip(('again', 'taken_up'), apart)}
 
 # %% ../nbs/08a_measure.ipynb #38589ef2
-JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job]), evaluation=evaluation_time,
+JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job['cases']]), evaluation=evaluation_time,
             trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job), resumed=resumed)
 
 
@@ -290,7 +292,7 @@ def answer(child: Callable): # of a job
     if file: _turn = open(file, 'a'); fcntl.flock(_turn, fcntl.LOCK_EX) # until the process ends
     write_json(child(json.loads(job)), Path(out))
 
-# %% ../nbs/08a_measure.ipynb #6c1d5aa5
+# %% ../nbs/08a_measure.ipynb #9daec33c
 def in_process(module: str,                # with a `_child`
                job: dict,                  # that it is given; for JSON
                timeout: float = 400,       # s, waiting included
@@ -326,61 +328,75 @@ def told_point(p: dict) -> str:
     return f'{name}: {p["ms"]:.1f} ms a step of {p["tokens"]} tokens{memory}'
 
 # %% ../nbs/08a_measure.ipynb #7be56256
-def collect(jobs: list,        # of (name of the list it belongs to, kind, arguments)
-            out: Path,         # JSON file
+_ASKED = 'backbone', 'method', 'mode', 'path', 'seed', 'optimizer_state'
+
+
+def asked_of(job: dict) -> dict: # what tells its point from the others
+    "What a point says even if it failed"
+    return {k: v for k, v in (job | job.get('params', {})).items() if k in _ASKED}
+
+
+def collect(jobs: list,         # of (name of the list it belongs to, kind, arguments)
+            out: Path,          # JSON file, written after every point
             say: Callable = typer.echo,
-            clock: bool = True # whether a time is measured
-            ) -> dict:         # the file's content
+            clock: bool = True, # whether a time is measured
+            more: bool = False  # whether points that the file has are kept, and not measured again
+            ) -> dict:          # the file's content
     "Do jobs, each in a process of its own, and keep what they found"
-    content, workers = {'provenance': provenance()}, at_once(clock)
+    content, source, workers = json.loads(out.read_text(encoding='utf-8')) if more and out.is_file() else {}, provenance(), at_once(clock)
+    has = lambda name, asked: asked and any('error' not in p and asked.items() <= p.items() for p in content.get(name, []))
+    jobs = [(n, kind, job) for n, kind, job in jobs if not has(n, asked_of(job))]
     with tempfile.TemporaryDirectory() as tmp, ThreadPoolExecutor(workers) as pool:
         turn = str(Path(tmp) / 'turn') if clock else ''
-        find = lambda job: in_process('medpeft_study.measure', dict(kind=job[1], of=job[2]), 400 * workers, turn=turn)
-        for (name, _, job), found in zip(jobs, pool.map(find, jobs)):
-            asked = {k: v for k, v in (job | job.get('params', {}) if isinstance(job, dict) else {}).items() if k in ('backbone', 'method', 'mode', 'axis', 'x', 'path', 'seed')}
-            for point in [found] if isinstance(found, dict) else found:
-                content.setdefault(name, []).append(asked | point)
-                say(told_point(content[name][-1]))
-            write_json(content, out)
+        running = {pool.submit(in_process, 'medpeft_study.measure', dict(kind=kind, of=job), 400 * workers, turn=turn): (n, asked_of(job)) for n, kind, job in jobs}
+        for future in as_completed(running):
+            (name, asked), found = running[future], future.result()
+            mine = [asked | p | dict(commit=source['commit']) for p in ([found] if isinstance(found, dict) else found)]
+            content[name] = [p for p in content.get(name, []) if 'error' not in p or not asked.items() <= p.items()] + mine
+            write_json(content | dict(provenance=source), out)
+            for p in mine: say(told_point(p))
     return content
 
 # %% ../nbs/08a_measure.ipynb #276bd69e
 app = typer.Typer(help='Measure what the site shows of speed and memory.', no_args_is_help=True, add_completion=False)
 _Out = Annotated[Optional[Path], typer.Option(help='JSON file; left out: in reports/bench')]
+_Only = Annotated[str, typer.Option(help='text in a case, as in qwen2')]
+_More = Annotated[bool, typer.Option('--more', help='keep the points that the file has, and measure what is missing')]
 
 
-def _place(out, name): return out or project_root() / 'reports' / 'bench' / f'{name}.json'
+def _do(name, jobs, out, only='', more=False, **kw):
+    jobs = [j for j in jobs if only in str(j)]
+    if not jobs: _fail(f'only = {only!r} leaves no case.')
+    collect(jobs, out or project_root() / 'reports' / 'bench' / f'{name}.json', more=more, **kw)
 
 
 @app.command()
-def steps(out: _Out = None, only: Annotated[str, typer.Option(help='text in a case, as in qwen2')] = ''):
+def steps(out: _Out = None, only: _Only = '', more: _More = False):
     "Every mode, both methods, three backbones.  Example: python -m medpeft_study.measure steps --only lean"
-    jobs = [('memory_points', 'case', asdict(c)) for c in CASES['steps'] if only in str(c.params)]
-    if not jobs: _fail(f'only = {only!r} leaves no case.')
-    collect(jobs, _place(out, 'steps'))
+    _do('steps', [('memory_points', 'case', asdict(c)) for c in CASES['steps']], out, only, more)
 
 
 @app.command()
 def growth(out: _Out = None):
     "How time and memory grow with rows, length, rank and depth."
-    collect([('points', 'growth', [asdict(c) for c in CASES['growth']])], _place(out, 'growth'))
+    _do('growth', [('points', 'growth', dict(cases=[asdict(c) for c in CASES['growth']]))], out)
 
 # %% ../nbs/08a_measure.ipynb #055a7ee2
 @app.command()
 def evaluation(out: _Out = None, backbone: str = 'llama3-8b'):
     "500 items by both protocols, both methods."
-    collect([('points', 'evaluation', dict(backbone=backbone, method=m)) for m in ('qlora', 'adalora')], _place(out, 'evaluation'))
+    _do('evaluation', [('points', 'evaluation', dict(backbone=backbone, method=m)) for m in ('qlora', 'adalora')], out)
 
 
 @app.command()
-def parity(out: _Out = None, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'toy-llama,smollm2-135m',
+def parity(out: _Out = None, only: _Only = '', more: _More = False, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'toy-llama,smollm2-135m',
            seeds: Annotated[int, typer.Option(help='of the whole runs')] = 3):
     "Losses over 50 steps by each path, what whole runs of the study mini end with, and runs that are taken up; both methods."
     ways = [(m, path) for m in ('qlora', 'adalora') for path in PATHS]
     jobs = [('mini', 'outcome', dict(params=dict(method=m, seed=s), path=path)) for m, path in ways for s in range(seeds)]
     jobs += [('trajectories', 'trajectory', dict(params=dict(backbone=b, method=m, lr=2e-3), path=path)) for b in backbones.split(',') for m, path in ways]
-    jobs += [('resumed', 'resumed', dict(method=m, **more)) for m, more in (('qlora', {}), ('adalora', {}), ('qlora', dict(optimizer_state='paged_8bit')))]
-    collect(jobs, _place(out, 'parity'), clock=False)
+    jobs += [('resumed', 'resumed', dict(method=m, optimizer_state=state)) for m, state in (('qlora', 'float32'), ('adalora', 'float32'), ('qlora', 'paged_8bit'))]
+    _do('parity', jobs, out, only, more, clock=False)
 
 
 if __name__ == '__main__' and '__file__' in globals(): app() # not in a notebook
