@@ -34,7 +34,7 @@ from .evaluation import evaluate
 from .planning import GIB
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
-from .study import _fail, run_config
+from .study import refuse, run_config
 from .training import entries, learning_rates, train, training
 
 # %% ../nbs/08a_measure.ipynb #630da135
@@ -259,7 +259,7 @@ def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
     return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
 
-# %% ../nbs/08a_measure.ipynb #abc5afba
+# %% ../nbs/08a_measure.ipynb #231500b9
 def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest distance of a loss in nats, and of the adapter as a share of its norm
     "How far a run that is taken up ends from one that is not, and how far that one ends from itself"
     state, ends = {}, []
@@ -289,7 +289,7 @@ def answer(child: Callable): # of a job
     if file: _turn = open(file, 'a'); fcntl.flock(_turn, fcntl.LOCK_EX) # until the process ends
     write_json(child(json.loads(job)), Path(out))
 
-# %% ../nbs/08a_measure.ipynb #3d87b939
+# %% ../nbs/08a_measure.ipynb #c931858a
 def in_process(module: str,                # with a `_child`
                job: dict,                  # that it is given; for JSON
                timeout: float = 400,       # s, waiting included
@@ -363,7 +363,7 @@ _More = Annotated[bool, typer.Option('--more', help='keep the points that the fi
 
 def _do(name, jobs, out, only='', more=False, **kw):
     jobs = [j for j in jobs if only in str(j)]
-    if not jobs: _fail(f'only = {only!r} leaves no case.')
+    if not jobs: refuse(f'only = {only!r} leaves no case.')
     collect(jobs, out or project_root() / 'reports' / 'bench' / f'{name}.json', more=more, **kw)
 
 
