@@ -10,6 +10,7 @@ from medpeft_study.adapters import attach
 from medpeft_study.backbones import BACKBONES, load_backbone, load_tokenizer, resolve_backbone, supervised_logits
 from medpeft_study.config import ConfigError, cache_dir, make_config
 from medpeft_study.evaluation import Tree, branch_logprobs, predict
+from medpeft_study.fused import PACKED
 from medpeft_study.planning import shapes
 from medpeft_study.prompts import collate, encode_item, encode_prompt, end_of_turn, frame
 from medpeft_study.training import pack, task_loss
@@ -43,6 +44,21 @@ def test_packed_rows_have_the_loss_of_rows_alone(toy, toy_rows):
     scope = replace(cfg, loss_scope='padded') # rows one below the other
     padded = model(**collate(rows, 'padded', 257, 64)).loss.item()
     assert task_loss(model, pack(rows, scope, 257)).item() / (6 * 63) == pytest.approx(padded, rel=1e-5)
+
+
+@torch.no_grad()
+def test_packed_attention_is_given_what_the_architecture_needs(toy, toy_rows, monkeypatch):
+    "The kernel is there for CUDA only; this stands in for it"
+    cfg, model = toy
+    def by_rows(q, k, v, starts, _, most, __, scale, window_size): # [tokens, heads, width]
+        assert window_size == (-1, 0) and scale == 48 ** -.5 and most == 40
+        parts = [[x[a:b].transpose(0, 1) for x in (q, k, v)] for a, b in zip(starts, starts[1:])]
+        return torch.cat([F.scaled_dot_product_attention(*p, is_causal=True, scale=scale, enable_gqa=True).transpose(0, 1) for p in parts])
+    p = pack(toy_rows[:6], cfg, 257)
+    want = task_loss(model, p).item()
+    monkeypatch.setattr('torch.nn.attention.varlen.varlen_attn', by_rows)
+    monkeypatch.setattr(model.config, '_attn_implementation', PACKED)
+    assert task_loss(model, p, 40).item() == pytest.approx(want, rel=1e-5)
 
 
 @torch.no_grad()
