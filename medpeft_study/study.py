@@ -118,8 +118,8 @@ _AUDIT = ( # the gap in parts; learning rates; one thing at a time; longer
     *(arm | dict(epochs=(3, 10), seed=_THREE) for arm in (_LORA, _ADALORA)))
 STUDIES = {
     'smoke': StudySpec('the first minutes of the protocol, on a laptop', dict(profile='smoke'), (dict(method=_METHODS),)),
-    'mini': StudySpec('the paper\'s protocol on the embedded model and data', _MINI,
-                      (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS),)),
+    'mini': StudySpec('the paper\'s protocol on the embedded models and data', _MINI,
+                      (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS), dict(backbone=('gemma3-270m',), prompt=('open',), seed=_THREE, method=_METHODS))),
     'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, (dict(method=('adalora',), lr=(2e-3,), seed=_THREE),)),
     'audit': StudySpec('the comparison taken apart, on the embedded model and data', _MINI, _AUDIT),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
