@@ -21,7 +21,7 @@ import typer
 
 from .adapters import resolve_adapter
 from .backbones import BackboneError, load_tokenizer, resolve_backbone
-from .config import ConfigError, RunConfig, check_field, make_config, project_root, report_paths, run_id
+from .config import ConfigError, RunConfig, check_field, make_config, padded_windows, project_root, report_paths, run_id
 from .data import resolve_data
 from .planning import CARDS, MARGIN, MODES, Card, card, card_here, choose_mode, free_memory, plan_table, predict, with_mode
 from .records import RecordError, is_complete, read_record
@@ -34,12 +34,13 @@ def resolve(cfg: RunConfig # as given
     return resolve_adapter(resolve_backbone(resolve_data(cfg)))
 
 # %% ../nbs/08_study.ipynb #157f5553
-OUTSIDE = dict(mode='', study='', force=False, save_adapter=False) # parameters of run.ipynb that are no fields, with their defaults
+OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False) # parameters of run.ipynb that are no fields, with their defaults
 
 
 def _given(params: dict) -> tuple: # (config without a mode, names of the fields that were given)
     for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool).items():
         if params.get(name) is not None: check_field(name, params[name], kind)
+    padded_windows('' if params.get('windows') is None else params['windows'])
     fields = {k: v for k, v in params.items() if k not in OUTSIDE and v is not None}
     return make_config(**fields), tuple(fields)
 
