@@ -8,6 +8,7 @@ __all__ = ['RATES', 'PAPER_RATE', 'SEEDS', 'FIXED', 'CLEAN', 'SECTIONS', 'Change
 
 # %% ../nbs/07k_effects.ipynb #a10385eb
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Optional
 
@@ -101,8 +102,9 @@ def placed(config: dict # of a record
     return tuple(sorted((k, v) for k, v in config.items() if k not in _MACHINE))
 
 
+@lru_cache(maxsize=1000)
 def asked(**params # of run.ipynb
-          ) -> dict: # fields of a config, resolved as far as `placed` looks
+          ) -> dict: # fields of a config, resolved as far as `placed` looks; read it only
     "The config behind parameters, on whatever machine"
     cfg = resolve_adapter(make_config(**{k: v for k, v in params.items() if k != 'windows'}))
     return asdict(replace(cfg, double_quant=cfg.double_quant and cfg.quantization == 'nf4'))
@@ -112,16 +114,15 @@ class Runs:
     "Records by what was asked for"
 
     def __init__(self, records: list): # complete
-        self.by = {(placed(r['config']), r['config']['seed']): r for r in records}
+        self.arms = {} # place -> seed -> record
+        for r in sorted(records, key=lambda r: r['config']['seed']): self.arms.setdefault(placed(r['config']), {})[r['config']['seed']] = r
 
     def get(self, params: dict) -> Optional[dict]: # the record; None if there is none
-        config = asked(**params)
-        return self.by.get((placed(config), config['seed']))
+        return self.arms.get(placed(asked(**params)), {}).get(params['seed'])
 
     def arm(self, method: str, **values) -> dict: # seed -> record, of the clean configuration with these values
         fields = {k: v for k, v in FIXED.items() if k != 'windows'} | dict(method=method, lr=RATES[method]) | values
-        key = placed(asked(**fields))
-        return {seed: r for (place, seed), r in sorted(self.by.items(), key=lambda x: x[0][1]) if place == key}
+        return dict(self.arms.get(placed(asked(**fields)), {}))
 
     def missing(self, section: Section) -> list: # parameters of the runs that have no record
         return [p for p in section.runs if not self.get(p)]
