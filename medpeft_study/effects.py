@@ -79,9 +79,8 @@ SECTIONS = dict(
 SECTIONS |= dict(
     rates=Section('Each method at its own learning rate', grids=(dict(method=_BOTH, lr=(1e-4, PAPER_RATE, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), seed=SEEDS),)),
     epochs=Section('More epochs', grids=(
-        *(CLEAN[m].grid | more for m in _BOTH for more in ({}, dict(epochs=(3, 10)))), *(dict(method=_BOTH, lr=(PAPER_RATE,), seed=SEEDS) | more for more in ({}, dict(epochs=(3,)))))),
-    base=Section('Method and quantization', tuple(Change('base not quantized', m, dict(quantization='none')) for m in _BOTH),
-                 (dict(method=('qlora',), lr=(PAPER_RATE,), quantization=('none',), seed=SEEDS),)),
+        *(CLEAN[m].grid | more for m in _BOTH for more in ({}, dict(epochs=(3, 10)))), dict(method=_BOTH, lr=(PAPER_RATE,), seed=SEEDS))),
+    base=Section('Method and quantization', tuple(Change('base not quantized', m, dict(quantization='none')) for m in _BOTH)),
     ranks=Section('Which matrices keep rank', grids=(dict(method=('adalora',), lr=(PAPER_RATE, RATES['adalora']), seed=SEEDS),)),
     parts=Section('What the gap is made of', grids=(
         _CUT | dict(method=('adalora',), loss_scope=('answer', 'padded'), allocator=('called', 'never'), lr=(PAPER_RATE, 2e-3)),

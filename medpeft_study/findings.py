@@ -149,6 +149,7 @@ def effects_figure(frame: pd.DataFrame # of `effects_frame`, not empty
     ax.set_yticks(range(len(frame)), frame.change)
     ax.set(ylim=(len(frame) - .4, -.6), xlabel='change of the validation loss (nats a token)')
     ax.set_xscale('symlog', linthresh=.1, linscale=2)
+    ax.margins(x=.04)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'.replace('-', '−')))
     ax.tick_params(axis='y', length=0)
     marks = [Line2D([], [], color=PALETTE[i], marker='oD'[i], markersize=4.5, lw=1.4, label=n) for i, n in enumerate(names[:2])]
@@ -458,8 +459,10 @@ def pipeline_verdict(frame: pd.DataFrame) -> str: # Markdown
     lines = []
     for backbone, part in frame.groupby('backbone', sort=False):
         out = part[~part.can_train | ~part.can_val]
-        lines.append(f'- {backbone}: excluded are ' + '; '.join(f'{r.pipeline} (at least {max(r.least_train, r.least_val):.3f})' for r in out.itertuples()) + f'. The other {len(part) - len(out)} can print the figures; which of them did is not decided by this.')
-    return '\n'.join(lines)
+        words = '; '.join(f'{r.pipeline} (at least {max(r.least_train, r.least_val):.3f})' for r in out.itertuples()) or 'none'
+        lines.append(f'- {backbone}: excluded are {words}. The other {len(part) - len(out)} can print the figures; which of them did is not decided by this.')
+    if frame.can_val.all(): lines.append('- The printed validation losses exclude nothing: at the end the penalty alone is below them. How much of it is left beside a task is open until those runs are made.')
+    return '\n'.join(lines).replace('**', r'\*\*')
 
 # %% ../nbs/08c_findings.ipynb #247241c5
 def chance_variance(config: dict, # of a record
@@ -472,14 +475,15 @@ def chance_variance(config: dict, # of a record
 
 
 def rank_findings(arm: dict # seed -> record of AdaLoRA
-                  ) -> dict: # dispersion (of `across`), agreement: Spearman between pairs of seeds (across them), by projection, by layer; empty without runs
+                  ) -> dict: # dispersion and by_kind, the share of the variance between projections (both of `across`); agreement, Spearman by pair of seeds; mean rank by projection and layer; empty without runs
     "How unevenly rank is kept, and whether seeds agree"
     if not arm: return {}
     frame = rank_frame([*arm.values()])
     table = frame.pivot_table(index='seed', columns=['layer', 'projection'], values='rank')
     config = next(iter(arm.values()))['config']
     agreement = [float(spearmanr(a, b).statistic) for a, b in combinations(table.to_numpy(), 2)]
-    return dict(dispersion=across(table.var(axis=1, ddof=0) / chance_variance(config, table.shape[1])), agreement=agreement, seeds=len(table),
+    kinds = table.T.groupby('projection').transform('mean').T
+    return dict(dispersion=across(table.var(axis=1, ddof=0) / chance_variance(config, table.shape[1])), agreement=agreement, seeds=len(table), by_kind=across(kinds.var(axis=1) / table.var(axis=1)),
                 projections=frame.groupby('projection')['rank'].mean().sort_values(), layers=frame.groupby('layer')['rank'].mean(), runs=[r['run_id'] for r in arm.values()])
 
 
@@ -493,7 +497,7 @@ def rank_verdict(found: dict, # of `rank_findings`
     half = len(layers) // 2
     pairs = f"between two seeds they correlate by {np.mean(found['agreement']):.2f} ({min(found['agreement']):.2f} to {max(found['agreement']):.2f})" if found['agreement'] else 'one seed: nothing to compare'
     return (f"- {words}: final ranks spread {d['mean']:.1f} times as widely as by lot {said_interval(d['low'], d['high'], d['seeds'], digits=1)}: **{spread}**; {pairs}. Most rank is kept by {p.index[-1]} ({p.iloc[-1]:.1f} on average), "
-            f"least by {p.index[0]} ({p.iloc[0]:.1f}); the lower half of the layers keeps {layers[:half].mean():.1f}, the upper {layers[half:].mean():.1f}.")
+            f"least by {p.index[0]} ({p.iloc[0]:.1f}); which projection it is explains {100 * found['by_kind']['mean']:.0f} % of the spread. The lower half of the layers keeps {layers[:half].mean():.1f}, the upper {layers[half:].mean():.1f}.")
 
 # %% ../nbs/08c_findings.ipynb #7ed929f7
 def parts_frame(runs: Runs) -> pd.DataFrame: # of `attribution`; empty with fewer than two complete seeds

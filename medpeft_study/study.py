@@ -118,6 +118,8 @@ STUDIES = {
     'mini': StudySpec('the paper\'s protocol on the embedded model and data', _MINI,
                       (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS),)),
     'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, (dict(method=('adalora',), lr=(2e-3,), seed=range(3)),)),
+    'claims': StudySpec('what three claims of the paper wait for: more epochs, and a base that is not quantized', _MINI, (
+        dict(method=_METHODS, epochs=(3,), seed=range(3)), dict(method=('qlora',), quantization=('none',), seed=range(3)))),
     'audit': StudySpec('the comparison taken apart, on the embedded model and data', FIXED, audit_grids()),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 
