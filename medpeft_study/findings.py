@@ -440,6 +440,7 @@ def pipeline_frame(courses: dict # backbone -> `penalty_course`
         for backbone, course in courses.items():
             paper = RESULTS.loc[(backbone, 'adalora')]
             train, val = p.train * (course[-1] if p.last else float(np.mean(course))), p.val * course[-1]
+            train, val = round(train, 3), round(val, 3) # what is below that differs between processors
             rows.append(dict(backbone=title(BACKBONES, backbone), pipeline=p.title, why=p.why, least_train=train, paper_train=paper.train_loss, can_train=bool(train < paper.train_loss),
                              least_val=val, paper_val=paper.loss, can_val=bool(val < paper.loss)))
     return pd.DataFrame(rows)
