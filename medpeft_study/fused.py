@@ -424,6 +424,9 @@ def can_fuse(model: nn.Module # backbone, with an adapter or without
     return weight.dtype in (torch.bfloat16, torch.float16) if weight.device.type == 'cuda' else triton.knobs.runtime.interpret
 
 # %% ../nbs/03c_fused.ipynb #6c28a16f
+_MOST_RANK = 128 # rank up to which the kernels serve: a tile holds all of it, and compiling one takes seconds, not minutes
+
+
 @contextmanager
 def fused(model: nn.Module,     # backbone, with an adapter or without
           packed: bool = False, # also attend by `packed_attention`
@@ -433,7 +436,7 @@ def fused(model: nn.Module,     # backbone, with an adapter or without
     layers, anew = [], []
     if ask and can_fuse(model):
         base = model.get_base_model() if hasattr(model, 'get_base_model') else model
-        adapted = [(n, m) for n, m in base.named_modules() if hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer')]
+        adapted = [(n, m) for n, m in base.named_modules() if hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer') and m.r['default'] <= _MOST_RANK]
         layers = [AdaptedLayer(m, i) for i, (_, m) in enumerate(adapted, 1)]
         for group in groups_of([(n, l) for (n, _), l in zip(adapted, layers)]):
             join_weights(group.layers)

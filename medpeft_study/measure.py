@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Callable, Optional
@@ -34,7 +34,7 @@ from .evaluation import evaluate
 from .planning import GIB
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
-from .study import _fail, run_config
+from .study import refuse, run_config
 from .training import entries, learning_rates, train, training
 
 # %% ../nbs/08a_measure.ipynb #630da135
@@ -122,7 +122,8 @@ def measure(cfg: RunConfig,       # resolved, random weights
     if cfg.device == 'cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     rows = bench_rows(cfg.train_rows, model.config.vocab_size) if rows is None else rows
     begin = time.perf_counter()
-    with training(model, rows, cfg, 0, record=record, fuse=fuse) as run:
+    with ExitStack() as after, training(model, rows, cfg, 0, record=record, fuse=fuse) as run:
+        if base is not None: after.callback(model.unload)
         stepper, accumulate, _ = run
         plan, total = stepper.plan, len(stepper.plan.counts)
         how = *run, iter(plan.sizes), learning_rates(cfg)
@@ -130,7 +131,6 @@ def measure(cfg: RunConfig,       # resolved, random weights
         seconds, peak = time.perf_counter() - begin, device_peak()
         kernels = kernel_times(lambda: take(range(total - profile, total), *how), profile) if profile else None
         losses = [h['task_loss'] for h in entries(stepper, how[-1], 0, total)]
-    if base is not None: model.unload()
     return dict(backbone=cfg.backbone, method=cfg.method, rank=cfg.rank, base_storage=cfg.base_storage, optimizer_state=cfg.optimizer_state,
                 gradient_checkpointing=cfg.gradient_checkpointing, batch_size=cfg.batch_size, micro_batch_size=cfg.micro_batch_size, dropout=cfg.dropout,
                 tokens=round(float(np.mean(plan.input_tokens))), filled_tokens=round(sum(plan.sizes) / total), largest=max(plan.sizes),
@@ -201,18 +201,15 @@ def depth(backbone: str, layers: Optional[int]):
     finally: BACKBONES[backbone] = spec
 
 # %% ../nbs/08a_measure.ipynb #3e902f1c
-def grow(cases: list # of `Case`, with an axis
-         ) -> list:  # a point a case
+def grow(cases: list # of `Case`, with an axis; of one backbone and depth
+         ) -> list:  # a point a case; one that fails takes no other with it
     "Measure how cost grows"
-    base, loaded, known, points = None, None, {}, []
-    for case in sorted(cases, key=lambda c: c.layers or 0):
-        if (case.params['backbone'], case.layers) != loaded:
-            base, loaded = None, (case.params['backbone'], case.layers)
-            with depth(*loaded): base = load_backbone(case_config(case))[0]
+    known, points = {}, []
+    with depth(cases[0].params['backbone'], cases[0].layers): base = load_backbone(case_config(cases[0]))[0]
+    for case in cases:
         same = json.dumps(asdict(replace(case, axis='', x=None)), sort_keys=True)
-        if same not in known: # one that fails takes no other with it
-            try: known[same] = run_case(case, base)
-            except RuntimeError as e: base, loaded, known[same] = None, None, dict(case.params, error=f'{type(e).__name__}: {e}'[:400])
+        try: known[same] = known.get(same) or run_case(case, base)
+        except Exception as e: known[same] = dict(case.params, error=f'{type(e).__name__}: {e}'[:400])
         points.append(known[same] | dict(axis=case.axis, x=case.x))
     return points
 
@@ -262,7 +259,7 @@ def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
     return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
 
-# %% ../nbs/08a_measure.ipynb #9eace5f5
+# %% ../nbs/08a_measure.ipynb #231500b9
 def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest distance of a loss in nats, and of the adapter as a share of its norm
     "How far a run that is taken up ends from one that is not, and how far that one ends from itself"
     state, ends = {}, []
@@ -292,7 +289,7 @@ def answer(child: Callable): # of a job
     if file: _turn = open(file, 'a'); fcntl.flock(_turn, fcntl.LOCK_EX) # until the process ends
     write_json(child(json.loads(job)), Path(out))
 
-# %% ../nbs/08a_measure.ipynb #9daec33c
+# %% ../nbs/08a_measure.ipynb #c931858a
 def in_process(module: str,                # with a `_child`
                job: dict,                  # that it is given; for JSON
                timeout: float = 400,       # s, waiting included
@@ -366,7 +363,7 @@ _More = Annotated[bool, typer.Option('--more', help='keep the points that the fi
 
 def _do(name, jobs, out, only='', more=False, **kw):
     jobs = [j for j in jobs if only in str(j)]
-    if not jobs: _fail(f'only = {only!r} leaves no case.')
+    if not jobs: refuse(f'only = {only!r} leaves no case.')
     collect(jobs, out or project_root() / 'reports' / 'bench' / f'{name}.json', more=more, **kw)
 
 
@@ -379,7 +376,9 @@ def steps(out: _Out = None, only: _Only = '', more: _More = False):
 @app.command()
 def growth(out: _Out = None):
     "How time and memory grow with rows, length, rank and depth."
-    _do('growth', [('points', 'growth', dict(cases=[asdict(c) for c in CASES['growth']]))], out)
+    alike = {}
+    for c in CASES['growth']: alike.setdefault((c.params['method'], c.layers), []).append(asdict(c))
+    _do('growth', [('points', 'growth', dict(cases=cases)) for cases in alike.values()], out)
 
 # %% ../nbs/08a_measure.ipynb #055a7ee2
 @app.command()

@@ -88,7 +88,7 @@ def complete(given: dict): # papermill's options, changed in place; `ValueError`
     if output != '-': os.environ['MEDPEFT_NOTEBOOK'] = str(Path(output).resolve())
 
 # %% ../nbs/09_papermill.ipynb #02c66571
-_OURS = ('ConfigError', 'DataError', 'BackboneError', 'RecordError', 'TrainingError')
+_OURS = ('ConfigError', 'DataError', 'BackboneError', 'RecordError', 'BusyError', 'TrainingError', 'CheckpointError', 'SavingError')
 
 
 def one_sentence(error: Exception # of papermill, for a cell that failed

@@ -134,11 +134,11 @@ def adapter_size(cfg: RunConfig) -> tuple: # (adapted matrices, trainable number
 @dataclass(frozen=True)
 class Coefficients:
     "What shapes do not tell, in units that a reader can check"
-    context: float = 1.35     # GiB of CUDA's context, its libraries and their workspace
-    hidden: float = 0.51      # vectors as wide as the residual stream that a layer keeps, a token
-    heads: float = 0.96       # vectors as wide as queries, keys and values together
-    intermediate: float = 4.28 # vectors as wide as the inside of the MLP
-    rank: float = 1.96        # vectors as wide as the rank, an adapter
+    context: float = 1.23     # GiB of CUDA's context, its libraries and their workspace
+    hidden: float = 0.59      # vectors as wide as the residual stream that a layer keeps, a token
+    heads: float = 1.55       # vectors as wide as queries, keys and values together
+    intermediate: float = 4.05 # vectors as wide as the inside of the MLP
+    rank: float = 4.03        # vectors as wide as the rank, an adapter
 
 # %% ../nbs/03d_planning.ipynb #4d89b6dc
 ROW_TOKENS = 1930 / 16 # mean input tokens a row

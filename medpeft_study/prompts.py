@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'LETTERS', 'byte_tokenizer', 'question_text', 'answer_tex
            'epoch_batches']
 
 # %% ../nbs/01a_prompts.ipynb #12df32da
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -96,14 +97,14 @@ def end_of_turn(tokenizer) -> str: # text of the special token; `DataError` if t
 
 # %% ../nbs/01a_prompts.ipynb #3b135d59
 @lru_cache(maxsize=8)
-def _control(tokenizer): return tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+def _control(tokenizer): # one search for all: some vocabularies have thousands
+    return re.compile('|'.join(re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special) or '(?!)')
 
 
 def check_plain(tokenizer, item: dict): # `DataError` naming the item and the token
     "Whether a row's text is text to the tokenizer: a special token in it would end a turn, or begin one"
     for text in (item['question'], *item['choices']):
-        for token in _control(tokenizer):
-            if token in text: raise DataError(f"Item {item['item_id']}: its text holds {token}, a control token of this backbone: remove it from the row.")
+        if found := _control(tokenizer).search(text): raise DataError(f"Item {item['item_id']}: its text holds {found[0]}, a control token of this backbone: remove it from the row.")
 
 
 def encode_prompt(tokenizer,   # the backbone's

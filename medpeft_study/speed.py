@@ -48,13 +48,16 @@ class BenchError(ValueError):
     "A file of the bench that cannot be read; the message is one sentence"
 
 
+_LISTS = 'points', 'memory_points', 'trajectories', 'mini'
+
+
 def read_bench(path: Path # a JSON file
                ) -> dict: # with `points`, or as parity.json `trajectories` and `mini`; `failed`: the points with an error
     "Read a file of the bench and check that it holds something"
     try: content = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e: raise BenchError(f'{path.name} is not a whole JSON file: {e}.') from None
     if not isinstance(content, dict): raise BenchError(f'{path.name} is not a JSON object.')
-    lists = {k: content[k] for k in ('points', 'memory_points', 'trajectories', 'mini') if content.get(k)}
+    lists = {k: content[k] for k in _LISTS if content.get(k)}
     if not lists: raise BenchError(f'{path.name} holds no points.')
     failed = [p for found in lists.values() for p in found if 'error' in p]
     content |= {k: [p for p in found if 'error' not in p] for k, found in lists.items()} | dict(failed=failed)
@@ -96,16 +99,17 @@ def failed_notes(content: dict # of a file
     return [f"{what(p)}: not measured, {first_line(p['error'])}." for p in content.get('failed', [])]
 
 
-def source_note(content: dict # of a file
-                ) -> str:     # a sentence; '' where the file does not say
+def source_note(content: dict, # of a file
+                what: str = '' # that was measured
+                ) -> str:      # a sentence; '' where the file does not say
     "What measured it, and with what"
-    machine, made = content.get('machine', {}), content.get('provenance', {})
-    device = machine.get('device') or content.get('device') or next((p['device'] for k in ('points', 'trajectories', 'mini') for p in content.get(k, []) if p.get('device')), None)
+    machine, made, points = content.get('machine', {}), content.get('provenance', {}), [p for k in _LISTS for p in content.get(k, [])]
+    device = machine.get('device') or content.get('device') or next((p['card'] for p in points if p.get('card')), None)
     rates = [f'{machine[k]:.{d}f} {unit}' for k, d, unit in (('matrix_tflops', 0, 'TFLOP/s in matrix products'), ('copy_tbps', 1, 'TB/s in copies')) if machine.get(k)]
-    torch, commit = made.get('packages', {}).get('torch'), made.get('commit', '')[:7]
+    torch, commits = made.get('packages', {}).get('torch'), list(dict.fromkeys(p['commit'][:7] for p in points if p.get('commit'))) or [made.get('commit', '')[:7]]
     parts = [f"{device}{' (' + ', '.join(rates) + ')' if rates else ''}" if device else '', f'PyTorch {torch}' if torch else '',
-             f"commit {commit}{', changed' if made.get('dirty') else ''}" if commit else '']
-    return f"Measured on {', '.join(p for p in parts if p)}." if any(parts) else ''
+             f"commit {' and '.join(commits)}{', changed' if made.get('dirty') else ''}" if any(commits) else '']
+    return f"{f'{what}: measured' if what else 'Measured'} on {', '.join(p for p in parts if p)}." if any(parts) else ''
 
 # %% ../nbs/07h_speed.ipynb #6c6fb910
 def mode_of(point: dict # of steps.json
@@ -204,7 +208,7 @@ def table_targets(bench: dict) -> Table: # of `load_bench`
                Column('Of the limit, %', {'share': '{:.0f}'}), Column('Verdict', {'verdict': '{}'}))
     notes = ('A step of 16 rows on Llama-3-8B of random weights, where no backbone is named. Modes: see the table of all steps. Over QLoRA: the ratio of two steps\' times.',
              'Memory: the peak on the device, CUDA\'s context included. An epoch and an evaluation are clocked from their first step to their last, kernels compiled and steps recorded on the way.',
-             *filter(None, dict.fromkeys(source_note(bench[k]) for k in ('steps', 'evaluation') if k in bench)))
+             *filter(None, [source_note(bench[k], k.capitalize()) for k in ('steps', 'evaluation') if k in bench]))
     return Table('speed_targets', 7, 'What was asked for, and what was measured', pd.DataFrame(rows, dtype=object), columns, notes)
 
 # %% ../nbs/07h_speed.ipynb #e92d7f38

@@ -6,11 +6,11 @@
 __all__ = ['STYLE', 'FORMATS', 'SPECIFIED', 'MARKS', 'RULES', 'TABLES', 'Column', 'Table', 'cell', 'printed', 'is_numeric',
            'blocks', 'raw', 'csv_text', 'markdown', 'tex', 'tex_rules', 'tex_body', 'tex_lines', 'latex', 'gt_table',
            'html_table', 'html_fragment', 'html_page', 'write_table', 'split_counts', 'source_row', 'source_rows',
-           'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'computed', 'print_specification',
-           'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones', 'paper_configs',
-           'mean_and_spread', 'result_row', 'result_rows', 'beside_paper', 'print_seeds', 'table_results',
-           'seeds_interval', 'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row', 'parameter_rows',
-           'table_parameters', 'table_cost', 'build_tables', 'write_tables']
+           'printed_sources', 'table_sources', 'counted', 'heads_in_words', 'rope_in_words', 'computed',
+           'print_specification', 'print_like_paper', 'paper_values', 'agrees', 'backbone_values', 'table_backbones',
+           'paper_configs', 'mean_and_spread', 'result_row', 'result_rows', 'beside_paper', 'print_seeds',
+           'table_results', 'seeds_interval', 'baseline_rows', 'accuracy_rows', 'table_accuracy', 'parameter_row',
+           'parameter_rows', 'table_parameters', 'table_cost', 'build_tables', 'write_tables']
 
 # %% ../nbs/07d_tables.ipynb #04f1c617
 import html
@@ -305,6 +305,16 @@ def heads_in_words(heads: int, shared: int) -> str: # query heads; heads of keys
     kind = 'Grouped-Query' if 1 < shared < heads else 'Multi-Query' if shared < heads else 'Multi-Head'
     return f'{kind}, {heads} query and {shared} key-value heads'
 
+# %% ../nbs/07d_tables.ipynb #133a2822
+def rope_in_words(rope: dict,            # `rope_parameters` of a config, of all layers or by the kind of layer
+                  window: Optional[int]  # tokens that layers with a window look back
+                  ) -> Optional[str]:    # None without a rotary embedding
+    "The position encoding"
+    if 'rope_theta' in rope: return f"RoPE, base {rope['rope_theta']:,.0f}"
+    base = {kind: f"{r['rope_theta']:,.0f}" for kind, r in rope.items() if isinstance(r, dict) and 'rope_theta' in r}
+    if set(base) != {'full_attention', 'sliding_attention'}: return None
+    return f"RoPE, base {base['full_attention']}; {base['sliding_attention']} in layers that look back {window} tokens"
+
 # %% ../nbs/07d_tables.ipynb #a4f18385
 def computed(backbone: str # key of `BACKBONES`, with an architecture
              ) -> dict:    # specification -> value
@@ -314,7 +324,7 @@ def computed(backbone: str # key of `BACKBONES`, with an architecture
     return dict(total=p['total'], packed=p['packed'], quantized=p['packed'] + p['trainable'], share=100 * p['share_of_packed'],
                 layers=a.num_hidden_layers, hidden=a.hidden_size, pretraining_tokens=BACKBONES[backbone].pretraining or None,
                 attention=heads_in_words(a.num_attention_heads, getattr(a, 'num_key_value_heads', None) or a.num_attention_heads),
-                position=f"RoPE, base {rope['rope_theta']:,.0f}" if 'rope_theta' in rope else None)
+                position=rope_in_words(rope, getattr(a, 'sliding_window', None)))
 
 # %% ../nbs/07d_tables.ipynb #7f044985
 SPECIFIED = dict(

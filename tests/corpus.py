@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from medpeft_study import backbones, data, frames, prompts, records, study
+from medpeft_study import backbones, cli, data, frames, prompts, records, study
 from medpeft_study.backbones import BackboneError
 from medpeft_study.config import ConfigError, make_config, project_root
 from medpeft_study.data import DATASETS, DataError, DatasetSpec
@@ -589,7 +589,8 @@ COMMANDS = [
     command('a report of a changed config', 'papermill nbs/report.ipynb', NAME, 'changed by hand', make=reports(setting(9e-9, 'config', 'lr'))), command('a report with predictions cut short', 'papermill nbs/report.ipynb', NAME, 'parquet', make=lambda d: (reports(lambda r: None)(d), cut(d))),
     command('a report without predictions', 'papermill nbs/report.ipynb', NAME, 'missing', make=lambda d: (reports(lambda r: None)(d), shutil.rmtree(d / 'reports' / 'predictions'))), command('a report with a parameter', 'papermill nbs/report.ipynb -p rank 8', 'report.ipynb', 'rank', 'no effect', make=reports(lambda r: None)),
     command('a bench with a parameter misspelt', 'papermill nbs/bench.ipynb -p contender ours', 'contender'), command('medpeft without a pair', 'medpeft run method', 'method', 'name=value'), command('medpeft with a wrong value', 'medpeft run rank=0', 'rank = 0'),
-    command('medpeft on a pickled model', lambda d: ['medpeft', 'run', f'backbone={d / "toy"}'], 'pickled weights are never loaded', make=lambda d: pickled(model_folder(d))), command('medpeft on no study', 'medpeft study nobody', 'study', 'nobody', 'mini'),
+    command('medpeft on a pickled model', lambda d: ['medpeft', 'run', f'backbone={d / "toy"}'], 'pickled weights are never loaded', make=lambda d: pickled(model_folder(d))), command('medpeft on no study', 'medpeft study nobody', 'study', 'nobody', 'mini'), command('medpeft by no engine', 'medpeft study smoke --engine slurm', 'engine', 'slurm', 'local'),
+    command('medpeft with no workers', 'medpeft study mini --workers 0', 'workers', '0', 'at least 1'), command('medpeft on no cluster', 'medpeft study mini --engine ray --address 127.0.0.1:1', 'address', '127.0.0.1:1', 'no Ray cluster'),
     command('medpeft plan below zero', 'medpeft plan --gpu-memory -1', 'gpu-memory'), command('medpeft plan of no backbone', 'medpeft plan --backbone lama3 --gpu-memory 8', 'backbone', 'lama3'), command('medpeft plan of a mode', 'medpeft plan --gpu-memory 8 mode=fast', 'mode'),
     command('medpeft plan of a broken folder', lambda d: ['medpeft', 'plan', '--gpu-memory', '8', '--backbone', str(d / 'toy')], 'config.json', make=lambda d: (model_folder(d) / 'config.json').write_text('{')), command('medpeft plan of no card', 'medpeft plan --gpu-memory 8 --card h900', 'h900'),
     command('the site with a broken record', lambda d: ['site', 'build', '--output', str(d / 'docs')], NAME, 'not a whole JSON file', make=reports(lambda r: committed().read_bytes()[:9999]))]
@@ -642,12 +643,12 @@ def entry(words):
     "What a command's first word runs, in a process that has imported it all"
     sys.argv = words
     if words[0] == 'papermill': runpy.run_module('papermill', run_name='__main__')
-    elif words[0] == 'medpeft': study.app()
+    elif words[0] == 'medpeft': cli.app()
     else: runpy.run_module('medpeft_study.site', run_name='__main__')
 
 
 def real(words): # the same for a process that begins with nothing
-    return [sys.executable, '-m', {'papermill': 'papermill', 'medpeft': 'medpeft_study.study', 'site': 'medpeft_study.site'}[words[0]], *words[1:]]
+    return [sys.executable, '-m', {'papermill': 'papermill', 'medpeft': 'medpeft_study.cli', 'site': 'medpeft_study.site'}[words[0]], *words[1:]]
 
 
 def run_command(case: Case, cold=False) -> str: # '' if it ended as it should

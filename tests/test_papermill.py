@@ -1,7 +1,10 @@
 "The user's command, to the letter: the real papermill on a small project, in a terminal, through pipes and from several folders"
+import importlib
+import inspect
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +17,8 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill import cli
+
+from medpeft_study.papermill_hook import _OURS
 
 PAPERMILL = Path(sys.executable).parent/'papermill'
 RUN = ['nbs/run.ipynb', '-p', 'method', 'adalora']
@@ -140,3 +145,14 @@ def test_a_wrong_run_is_refused_in_one_sentence_before_anything_is_written(proje
     with patch.dict(os.environ): done = CliRunner().invoke(cli.papermill, ['nbs/run.ipynb', *shlex.split(args)])
     assert done.exit_code == 2 and refused(said, done.stderr), done.output
     assert done.stdout == '' and files(project) == before and not (project/'reports').exists()
+
+
+def test_every_error_that_a_run_may_end_in_is_told_as_a_sentence(root):
+    used = set(re.findall(r'from medpeft_study\.(\w+) import', (root / 'nbs' / 'run.ipynb').read_text(encoding='utf-8')))
+    reached, todo = set(), used
+    while todo: # what a run imports, directly or not
+        reached |= todo
+        todo = {m for name in todo for m in re.findall(r'^from \.(\w+) import', (root / 'medpeft_study' / f'{name}.py').read_text(encoding='utf-8'), re.M)} - reached
+    classes = {v.__name__ for name in reached for v in vars(importlib.import_module(f'medpeft_study.{name}')).values()
+               if inspect.isclass(v) and issubclass(v, Exception) and v.__module__ == f'medpeft_study.{name}'}
+    assert classes == set(_OURS)

@@ -32,7 +32,7 @@ def plain_peft(model, rows, cfg):
 
 
 @pytest.mark.parametrize('method', ['qlora', 'adalora'])
-@pytest.mark.parametrize('backbone', ['toy-llama', 'toy-qwen2'])
+@pytest.mark.parametrize('backbone', ['toy-llama', 'toy-qwen2', 'toy-gemma3'])
 def test_ten_steps(method, backbone, toy_config, toy_model, toy_rows):
     cfg = toy_config(method, backbone=backbone)
     rows = [type(r)(r.item_id, [min(t, 258) for t in r.input_ids], r.n_prompt, 0) for r in toy_rows] # qwen2's vocabulary is smaller

@@ -18,7 +18,8 @@ from medpeft_study.backbones import load_backbone
 from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
 from medpeft_study.saving import CONFIG, WEIGHTS, config_here, load_adapter
-from medpeft_study.study import app, run_name
+from medpeft_study.cli import app
+from medpeft_study.study import run_name
 
 TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=3, eval_rows=8, lr=2e-2, save_adapter=True) # with the dropout of the paper
 

@@ -152,6 +152,7 @@ def test_what_is_downloaded_is_pinned():
     for spec in BACKBONES.values():
         if spec.source == 'hub': assert re.fullmatch('[0-9a-f]{40}', spec.revision), spec.id
         if spec.source == 'package': assert '==' in spec.id and re.fullmatch('[0-9a-f]{64}', spec.revision)
+        for package, _, sha256 in spec.parts: assert '==' in package and re.fullmatch('[0-9a-f]{64}', sha256), package
     assert '==' in data.HPO_PACKAGE and re.fullmatch('[0-9a-f]{64}', data.HPO_SHA256)
 
 
