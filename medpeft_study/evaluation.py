@@ -281,7 +281,7 @@ def window_metrics(model: nn.Module, # PEFT model, trained
     model.eval()
     cut = {w: [encode_item(tokenizer, item, replace(cfg, max_length=w)) for item in items] for w in windows}
     rows = {tuple(r.input_ids): r for part in cut.values() for r in part} # most fit every window
-    nll = dict(zip(rows, each_padded_nll(model.get_base_model(), [*rows.values()], cfg, tokenizer.pad_token_id, max(windows))))
+    with fused(model): nll = dict(zip(rows, each_padded_nll(model.get_base_model(), [*rows.values()], cfg, tokenizer.pad_token_id, max(windows))))
     found = []
     add = lambda protocol, metric, numbers: found.append(dict(split=split, when='after', protocol=protocol, domain=ALL, metric=metric, **numbers))
     for w, part in cut.items():
