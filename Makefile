@@ -29,7 +29,7 @@ install: .venv/.installed ## the tested environment, in .venv
 
 # reports/ first, then the pages that show it; what a record says is changed nowhere else
 report: .venv/.installed ## tables, figures, claims and their pages, from the records alone
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/bench_report.ipynb nbs/claims.ipynb nbs/what_happens_when.ipynb nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/bench_report.ipynb nbs/audit.ipynb nbs/claims.ipynb nbs/what_happens_when.ipynb nbs/index.ipynb
 	$(BIN)/nbdev_clean
 	$(MAKE) readme
 

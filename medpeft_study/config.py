@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'UNSAID', 'PROFILES', 'METHOD_VALUES', 'PROTOCOL_VERSION', 'ConfigError', 'shown', 'redacted',
            'SubjectFields', 'DataFields', 'BackboneFields', 'AdapterFields', 'TrainingFields', 'check_field',
-           'RunConfig', 'budget_steps', 'unsaid_table', 'make_config', 'md_text', 'md_code', 'theme_table',
-           'config_hash', 'run_id', 'project_root', 'ReportPaths', 'report_paths', 'cache_dir']
+           'padded_windows', 'RunConfig', 'budget_steps', 'unsaid_table', 'make_config', 'md_text', 'md_code',
+           'theme_table', 'config_hash', 'run_id', 'project_root', 'ReportPaths', 'report_paths', 'cache_dir']
 
 # %% ../nbs/00_config.ipynb #5c2ebe6d
 import hashlib
@@ -99,7 +99,7 @@ class AdapterFields:
     importance_beta1: float = 0.85    # decay of the importance average
     importance_beta2: float = 0.85    # decay of the uncertainty average
     importance_grad: str = 'total'    # gradient behind the importance: total (task + penalty) or task
-    allocator: str = 'called'         # called once a step, never (what a Trainer without a callback does), or uniform: every matrix keeps as many directions
+    allocator: str = 'called'         # called once a step after the optimizer; uniform: as many directions in every matrix; never; early: before the optimizer; zeroed: after zero_grad
 
 # %% ../nbs/00_config.ipynb #2bcbf473
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ CHOICES = dict(
     weights=('pretrained', 'random'), quantization=('nf4', 'none'), base_storage=('auto', 'packed', 'dequantized'),
     compute_dtype=('auto', 'float32', 'bfloat16', 'float16'), device=('auto', 'cpu', 'cuda'),
     prompt=('open', 'lettered'), loss_scope=('answer', 'sequence', 'padded'), adapter_dtype=('float32', 'bfloat16'),
-    importance_grad=('total', 'task'), allocator=('called', 'never', 'uniform'), optimizer_state=('float32', 'paged_8bit'),
+    importance_grad=('total', 'task'), allocator=('called', 'never', 'uniform', 'early', 'zeroed'), optimizer_state=('float32', 'paged_8bit'),
     schedule=('cosine', 'linear', 'constant'), train_loss=('epoch_mean', 'last_step'))
 
 RANGES = dict(
@@ -173,6 +173,15 @@ def check_field(name: str,  # field of `RunConfig`, for the message
     if name in RANGES and not _in_range(value, RANGES[name]):
         raise ConfigError(f'{said} must be {_KINDS[kind]} {RANGES[name]}.')
     return float(value) if kind is float else value
+
+# %% ../nbs/00_config.ipynb #3c576d67
+def padded_windows(text: str # of the parameter `windows`, such as '128,512'; '' for none
+                   ) -> tuple: # lengths in tokens, ascending; `ConfigError` if that is not what it says
+    "The windows that a trained model is scored over as well"
+    parts = [p.strip() for p in str(text).split(',') if p.strip()]
+    if not all(p.isdecimal() and 16 <= int(p[:9]) <= 1_000_000 for p in parts):
+        raise ConfigError(f'windows = {shown(text)} must be lengths of 16 to 1,000,000 tokens with commas between them, such as 128,512.')
+    return tuple(sorted({int(p) for p in parts}))
 
 # %% ../nbs/00_config.ipynb #98558b90
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +238,7 @@ UNSAID = dict(
     delta_t='PEFT\'s default',
     importance_beta1='PEFT\'s default', importance_beta2='PEFT\'s default',
     importance_grad='what PEFT does: the gradient of the loss with the penalty inside',
-    allocator='whether it was ever called is not said; AdaLoRA without it is not AdaLoRA',
+    allocator='whether it was ever called is not said, nor when; AdaLoRA without it is not AdaLoRA',
     adam_beta1='AdamW\'s default', adam_beta2='AdamW\'s default', adam_eps='AdamW\'s default',
     optimizer_state='paged or plain AdamW is not said; plain',
     max_grad_norm='the transformers Trainer\'s default',

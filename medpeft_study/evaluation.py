@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['ALL', 'Tree', 'tree_inputs', 'branch_logprobs', 'item_trees', 'in_batches', 'score_trees', 'predict', 'prediction',
-           'accuracy', 'token_loss', 'perplexity', 'metrics_table', 'scope_losses', 'reported_loss', 'evaluate']
+           'accuracy', 'token_loss', 'perplexity', 'metrics_table', 'scope_losses', 'reported_loss', 'evaluate',
+           'padded_nll', 'each_padded_nll', 'window_metrics']
 
 # %% ../nbs/05_evaluation.ipynb #7e780a0d
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .adapters import method_spec, orthogonality_penalty
-from .backbones import supervised_logits
+from .backbones import head_logits, supervised_hidden, supervised_logits
 from .config import RunConfig
 from .fused import fused
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
-from .training import pack, release_memory, task_loss
+from .training import pack, release_memory, row_mask, task_loss
 
 # %% ../nbs/05_evaluation.ipynb #d3638528
 @dataclass(frozen=True)
@@ -235,3 +237,57 @@ def evaluate(model: nn.Module, # PEFT model
     rows.append(dict(split=split, when=when, protocol=cfg.loss_scope, domain=ALL, metric='reported_loss', value=reported_loss(model, nll, tokens, cfg),
                      stderr=None, low=None, high=None, n=len(nll)))
     return preds, rows
+
+# %% ../nbs/05_evaluation.ipynb #9fadab81
+@torch.no_grad()
+def padded_nll(model: nn.Module, # the backbone, adapters injected or not
+               rows: list,       # `Encoded` rows, none longer than the window
+               cfg: RunConfig,
+               pad_id: int,      # id of the padding token
+               length: int       # of the window
+               ) -> np.ndarray:  # float64 [rows, length - 1], nats; padding counts like any token
+    "Loss of every next token of rows that are filled up to a window"
+    p = pack(rows, replace(cfg, loss_scope='padded', max_length=length), pad_id)
+    device = model.get_input_embeddings().weight.device
+    ids, positions, row, real, where, targets = (x.to(device) for x in p[:6])
+    hidden = supervised_hidden(model, ids, where, position_ids=positions, attention_mask=row_mask(row, real))
+    parts = zip(hidden.split(512), targets.split(512)) # logits of a whole batch of windows would take gigabytes
+    nll = torch.cat([F.cross_entropy(head_logits(model, h), t, reduction='none') for h, t in parts])
+    return nll.view(len(rows), length - 1).double().cpu().numpy()
+
+# %% ../nbs/05_evaluation.ipynb #0fba0d57
+def each_padded_nll(model: nn.Module, rows: list, cfg: RunConfig, pad_id: int, length: int) -> np.ndarray: # `padded_nll` of any number of rows
+    "Score rows in a window, in batches that fill the device, smaller ones where memory runs out"
+    done, size = [], max(1, (8192 if model.device.type == 'cuda' else 2048) // length)
+    while (start := sum(map(len, done))) < len(rows):
+        try:
+            done.append(padded_nll(model, rows[start:start + size], cfg, pad_id, length))
+            continue
+        except torch.OutOfMemoryError:
+            if size == 1: raise
+        release_memory() # outside the handler, whose traceback holds the pass
+        size //= 2
+    return np.concatenate(done)
+
+
+def window_metrics(model: nn.Module, # PEFT model, trained
+                   tokenizer,        # the backbone's
+                   items,            # rows to score
+                   cfg: RunConfig,
+                   windows: tuple,   # of `padded_windows`, at least one
+                   split: str        # name of the rows
+                   ) -> list:        # metrics of protocols padded-<window>: loss and padding_share; of `unpadded`: loss over real tokens
+    "The loss of a trained model in windows filled with padding"
+    model.eval()
+    cut = {w: [encode_item(tokenizer, item, replace(cfg, max_length=w)) for item in items] for w in windows}
+    rows = {tuple(r.input_ids): r for part in cut.values() for r in part} # most fit every window
+    with fused(model): nll = dict(zip(rows, each_padded_nll(model.get_base_model(), [*rows.values()], cfg, tokenizer.pad_token_id, max(windows))))
+    found = []
+    add = lambda protocol, metric, numbers: found.append(dict(split=split, when='after', protocol=protocol, domain=ALL, metric=metric, **numbers))
+    for w, part in cut.items():
+        real = np.array([len(r.input_ids) - 1 for r in part])
+        sums = lambda ends: np.array([nll[tuple(r.input_ids)][:end].sum() for r, end in zip(part, ends)])
+        add(f'padded-{w}', 'loss', token_loss(sums([w - 1] * len(part)), np.full(len(part), w - 1)))
+        add(f'padded-{w}', 'padding_share', dict(value=1 - float(real.mean()) / (w - 1), stderr=None, low=None, high=None, n=len(part)))
+    add('unpadded', 'loss', token_loss(sums(real), real))
+    return found

@@ -104,11 +104,18 @@ def records_base() -> Path: # holds records, predictions, tables, figures
     return report_paths('any').base # every named study's
 
 
-def load_records(base: Optional[Path] = None # a reports folder; None for the committed one
-                 ) -> list:                  # complete records by run id; `RecordError` on a broken one or if there is none
-    "Every finished run of the named studies"
+def _says_audit(path): # as `write_record` writes it; checking a record takes ten times as long as reading it
+    try: return b'\n "study": "audit",' in path.read_bytes()
+    except OSError: return False # `read_record` says what is wrong
+
+
+def load_records(base: Optional[Path] = None, # a reports folder; None for the committed one
+                 audit: bool = False          # with those of the study `audit`
+                 ) -> list:                   # complete records by run id; `RecordError` on a broken one or if there is none
+    "Every finished run of the named studies, but for the runs that take the comparison apart"
     folder = (base or records_base()) / 'records'
-    records = [r for path in sorted(folder.glob('*.json')) for r in [check_reportable(read_record(path), path.name)] if r['status'] == 'complete']
+    paths = [p for p in sorted(folder.glob('*.json')) if audit or not _says_audit(p)]
+    records = [r for p in paths for r in [check_reportable(read_record(p), p.name)] if r['status'] == 'complete' and (audit or r['study'] != 'audit')]
     if not records: raise RecordError(f'There is no finished run in {folder}: run a study first, for example `medpeft study smoke`.')
     return records
 

@@ -112,7 +112,7 @@ def parse_record(content: bytes): # of a file; whatever JSON it holds; `ValueErr
 _ADAPTER = _object(dict(sha256=dict(type='string', pattern='^[0-9a-f]{64}$'), bytes=dict(type='integer', minimum=1)), additionalProperties=False)
 _DETERMINISM = _object(dict(device=_TEXT, threads=dict(type='integer', minimum=1), equal=_TEXTS, may_differ=_TEXTS, unmeasured=_TEXTS), additionalProperties=False)
 SCHEMAS['complete']['properties'] |= dict(determinism=_DETERMINISM)
-SCHEMAS['complete']['properties']['model']['properties'] |= dict(adapter=_ADAPTER)
+SCHEMAS['complete']['properties']['model']['properties'] |= dict(adapter=_ADAPTER, nonzero_rank=dict(type='integer', minimum=0))
 
 # %% ../nbs/06_records.ipynb #8f4e3e8a
 def _from_1(record: dict) -> dict:

@@ -15,8 +15,9 @@ import typer
 
 from .adapters import resolve_adapter
 from .backbones import BackboneError, resolve_backbone
-from .config import ConfigError, RunConfig, check_field, make_config, report_paths, run_id
+from .config import ConfigError, RunConfig, check_field, make_config, padded_windows, report_paths, run_id
 from .data import resolve_data
+from .effects import FIXED, audit_grids
 from .planning import MODES, choose_mode, free_memory, predict, with_mode
 from .records import is_complete, read_record
 from .saving import adapter_folder
@@ -28,7 +29,7 @@ def resolve(cfg: RunConfig # as given
     return resolve_adapter(resolve_backbone(resolve_data(cfg)))
 
 # %% ../nbs/08_study.ipynb #157f5553
-OUTSIDE = dict(mode='', study='', force=False, save_adapter=False) # parameters of run.ipynb that are no fields, with their defaults
+OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False) # parameters of run.ipynb that are no fields, with their defaults
 
 
 def given_fields(params: dict # of run.ipynb
@@ -36,6 +37,7 @@ def given_fields(params: dict # of run.ipynb
     "What was asked for, and what was left to the profile"
     for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool).items():
         if params.get(name) is not None: check_field(name, params[name], kind)
+    padded_windows('' if params.get('windows') is None else params['windows'])
     fields = {k: v for k, v in params.items() if k not in OUTSIDE and v is not None}
     return make_config(**fields), tuple(fields)
 
@@ -107,21 +109,14 @@ class StudySpec:
 
 _METHODS = ('qlora', 'adalora')
 _MINI = dict(profile='mini', micro_batch_size=16) # a small model on a GPU: one forward pass a step
-_THREE, _ADALORA, _LORA = range(3), dict(method=('adalora',), lr=(2e-3,)), dict(method=('qlora',), lr=(1e-3,)) # each at a rate that suits it
-_AUDIT = ( # the gap in parts; learning rates; one thing at a time; longer
-    dict(method=('adalora',), loss_scope=('answer', 'padded'), allocator=('called', 'never'), lr=(2e-4, 2e-3), max_length=(128,), seed=_THREE),
-    dict(method=('qlora',), loss_scope=('answer', 'padded'), lr=(2e-4, 2e-3), max_length=(128,), seed=_THREE),
-    dict(method=_METHODS, lr=(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2), seed=_THREE),
-    *(_ADALORA | {name: values, 'seed': _THREE} for name, values in dict(
-        orth_weight=(0., .1), alpha=(8., 64.), importance_grad=('task',), budget_end=(.3,), allocator=('never', 'uniform'), quantization=('none',)).items()),
-    *(_LORA | {name: values, 'seed': _THREE} for name, values in dict(alpha=(8., 64.), rank=(8, 9), quantization=('none',)).items()),
-    *(arm | dict(epochs=(3, 10), seed=_THREE) for arm in (_LORA, _ADALORA)))
 STUDIES = {
     'smoke': StudySpec('the first minutes of the protocol, on a laptop', dict(profile='smoke'), (dict(method=_METHODS),)),
     'mini': StudySpec('the paper\'s protocol on the embedded models and data', _MINI,
-                      (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS), dict(backbone=('gemma3-270m',), prompt=('open',), seed=_THREE, method=_METHODS))),
-    'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, (dict(method=('adalora',), lr=(2e-3,), seed=_THREE),)),
-    'audit': StudySpec('the comparison taken apart, on the embedded model and data', _MINI, _AUDIT),
+                      (dict(prompt=('open', 'lettered'), seed=range(5), method=_METHODS), dict(backbone=('gemma3-270m',), prompt=('open',), seed=range(3), method=_METHODS))),
+    'rate': StudySpec('AdaLoRA at ten times the paper\'s learning rate', _MINI, (dict(method=('adalora',), lr=(2e-3,), seed=range(3)),)),
+    'claims': StudySpec('what three claims of the paper wait for: more epochs, and a base that is not quantized', _MINI, (
+        dict(method=_METHODS, epochs=(3,), seed=range(3)), dict(method=('qlora',), quantization=('none',), seed=range(3)))),
+    'audit': StudySpec('the comparison taken apart, on the embedded model and data', FIXED, audit_grids()),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 
 # %% ../nbs/08_study.ipynb #dd515374

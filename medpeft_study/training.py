@@ -228,12 +228,20 @@ def finish(self: Stepper):
     norm = torch.linalg.vector_norm(grad)
     self.sound &= self.task.isfinite() & norm.isfinite()
     if cfg.max_grad_norm: grad.mul_((cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.)) # as clip_grad_norm_
+    self._prune(('early',), task_grad)
     self._adamw()
-    if self.allocator and cfg.allocator != 'never': kept = self.allocator.allocate(self.step, task_grad, self.sound)
-    elif self.allocator: kept = self.allocator.kept.sum()
+    self._prune(('called', 'uniform'), task_grad)
+    grad.zero_()
+    self._prune(('zeroed',), grad)
+    if self.allocator: kept = self.allocator.kept.sum()
     self.stats.index_copy_(0, self.step, torch.stack([self.task, penalty, norm, kept.to(self.task.dtype)]).unsqueeze(0))
-    grad.zero_(); self.task.zero_()
+    self.task.zero_()
     self.step += 1
+
+
+@patch
+def _prune(self: Stepper, when, grad): # if this is when the config calls the allocator
+    if self.allocator and self.cfg.allocator in when: self.allocator.allocate(self.step, grad, self.sound)
 
 
 @patch
@@ -460,8 +468,8 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
 # %% ../nbs/04_training.ipynb #edeffec6
 def check_allocation(model: nn.Module, # after training
                      cfg: RunConfig):  # `TrainingError` if the ranks are not what the config asked for
-    "An AdaLoRA run that was not pruned to its budget is not an AdaLoRA run"
-    if not method_spec(cfg.method).adaptive or cfg.allocator == 'never': return
+    "An AdaLoRA run that was not pruned to its budget is not an AdaLoRA run, unless its config asks for a mistake"
+    if not method_spec(cfg.method).adaptive or cfg.allocator not in ('called', 'uniform'): return
     ranks, weights = module_ranks(model), nonzero_ranks(model)
     budget = cfg.target_rank * len(ranks)
     if sum(ranks.values()) != budget or sum(weights.values()) > budget:

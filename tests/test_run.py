@@ -15,7 +15,7 @@ from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
 from medpeft_study.study import OUTSIDE, run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto')
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384')
 
 
 def papermill(root, reports, output=None, **params):
@@ -60,6 +60,8 @@ def test_metrics_follow_from_the_predictions(finished):
         assert value['accuracy', protocol] == (predictions[protocol] == predictions.answer).mean()
     assert value['reported_loss', 'answer'] - value['loss', 'answer'] > (0.2 if method == 'adalora' else -0.2) # the penalty inside
     assert sum(record['ranks'].values()) == 14 * (2 if method == 'adalora' else 8)
+    assert record['model'].get('nonzero_rank') == (14 * 2 if method == 'adalora' else None)
+    assert 0 < value['padding_share', 'padded-256'] < value['padding_share', 'padded-384'] < 1 and value['loss', 'padded-384'] > 0 < value['loss', 'unpadded']
 
 
 def test_a_finished_run_is_not_run_again(finished, root):
