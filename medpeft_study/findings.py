@@ -528,8 +528,7 @@ def still_missing(runs: Runs,
     section = SECTIONS[name]
     missing = runs.missing(section)
     if not missing: return ''
-    many = f'None of the {len(section.runs)} runs' if len(missing) == len(section.runs) else f'{len(missing)} of the {len(section.runs)} runs'
-    return f'*{many} of this section are not there yet. `medpeft study audit` makes all that is missing; the next of them alone:*\n\n```\n{command(missing[0] | dict(study="audit"))}\n```'
+    return f'*{len(missing)} of the {len(section.runs)} runs of this section are not there yet. `medpeft study audit` makes all that is missing; the next of them alone:*\n\n```\n{command(missing[0] | dict(study="audit"))}\n```'
 
 # %% ../nbs/08e_findings.ipynb #70452c6a
 AUDIT_FIGURES = dict(

@@ -8,8 +8,8 @@ __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchE
            'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front', 'label_beside',
            'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps', 'slope',
            'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences', 'parity_figure',
-           'parity_rows', 'table_parity', 'table_evaluation', 'planner_figure', 'said_planner', 'Part', 'said_targets',
-           'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
+           'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation', 'planner_figure', 'said_planner', 'Part',
+           'said_targets', 'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
 
 # %% ../nbs/07h_speed.ipynb #89f2c687
 import json
@@ -48,7 +48,7 @@ class BenchError(ValueError):
     "A file of the bench that cannot be read; the message is one sentence"
 
 
-_LISTS = 'points', 'memory_points', 'trajectories', 'mini'
+_LISTS = 'points', 'memory_points', 'trajectories', 'mini', 'resumed'
 
 
 def read_bench(path: Path # a JSON file
@@ -551,6 +551,14 @@ def table_parity(bench: dict # with parity, of which `mini`
              'Less that of float32: mean over the seeds that both paths have.', *filter(None, [source_note(bench['parity'])]))
     return Table('speed_parity', 10, 'The same result by another path', pd.DataFrame(parity_rows(bench['parity']['mini']), dtype=object), columns, notes, 'method')
 
+
+def said_resumed(bench: dict # with parity, of which `resumed`
+                 ) -> list:  # a sentence a run
+    "How far a run that was taken up is from one that was not"
+    apart = lambda d: f"{d['loss']:.1e} nats in a loss and {d['adapter']:.1e} of its norm in the adapter"
+    return [f"{group}, {p['optimizer_state']} moments, taken up at step {p['at']} of {p['steps']}: at most {apart(p['taken_up'])}; the same run a second time: {apart(p['again'])}."
+            for group, found in in_groups(bench['parity']['resumed']).items() for p in found]
+
 # %% ../nbs/07h_speed.ipynb #45e15341
 def table_evaluation(bench: dict # with evaluation
                      ) -> Table:
@@ -640,6 +648,7 @@ PARTS = dict( # name of tables and figures, behind `speed_`
     parity=Part('Whether it computes the same', 'The loss of a run\'s own path and of plain PyTorch under bfloat16, less that of plain PyTorch in float32, step by step on the same rows.', 'parity', None, None,
                 FigureSpec(parity_figure, 'Distance from float32', 'Training loss less that of float32 over the steps, a panel for each backbone and method, for the fast path and for plain bfloat16.'), 'trajectories'),
     results=Part('Whether the result is the same', 'Validation loss after the whole protocol of the study `mini`, by each path.', 'parity', None, table_parity, holds='mini'),
+    resumed=Part('Whether it can be taken up', 'On a CPU a run that goes on from its checkpoint ends with the same bytes. On a GPU attention adds in no fixed order, so the same run twice is the measure.', 'parity', said_resumed, holds='resumed'),
     evaluation=Part('Evaluation', 'How long it takes to score the validation items.', 'evaluation', None, table_evaluation),
     planner=Part('What the planner foresees', 'Peak memory and time of a step as `medpeft plan` predicts them from shapes alone, against what was measured.', 'planner', said_planner, None,
                  FigureSpec(planner_figure, 'Predicted and measured', 'Scatter of predicted against measured peak memory, and of predicted against measured time of a step, with a band of ten percent around equality.')))
@@ -655,7 +664,7 @@ def missing(bench: dict # of `load_bench`
             ) -> list:  # a sentence a part that is left out
     "What cannot be shown, and how to get it"
     out = {name: part for name, part in PARTS.items() if name not in parts_of(bench)}
-    words = dict(mini='validation losses of the study mini', trajectories='losses by step', points='points')
+    words = dict(mini='validation losses of the study mini', trajectories='losses by step', resumed='runs that were taken up', points='points')
     return list(dict.fromkeys(absent(p.file) if p.file not in bench else f'`reports/bench/{p.file}.json` holds no {words[p.holds]}.' for p in out.values()))
 
 
