@@ -398,10 +398,10 @@ def table_steps(bench: dict # with steps
             low, high = p.get('ms_quartiles', (None, None))
             rows.append(dict(group=group, mode=mode_of(p) or None) | {k: p.get(k) for k in ('base_storage', 'micro_batch_size', 'optimizer_state', 'tokens', 'ms')} |
                         {'gradient_checkpointing': _YES.get(p['gradient_checkpointing']), 'ms, low': low, 'ms, high': high, 'tokens_per_s': 1e3 * p['tokens'] / p['ms']} | {k: p.get(k) for k in ('device_gib', 'allocated_gib', 'steps', 'seconds')})
-    columns = (Column('Mode', {'mode': '{}'}), Column('Base', {'base_storage': '{}'}), Column('Rows a pass', {'micro_batch_size': '{}'}), Column('Recomputed', {'gradient_checkpointing': '{}'}),
-               Column('Moments', {'optimizer_state': lambda v: v.replace('_', ' ')}), Column('Step, ms', _MS), Column('Tokens/s', {'tokens_per_s': '{:,.0f}'}),
+    columns = (Column('Mode', {'mode': '{}'}), Column('Base, moments', {'base_storage': '{}', 'optimizer_state': lambda v: ', 8 bit' if '8bit' in v else ''}), Column('Rows a pass', {'micro_batch_size': '{}'}), Column('Recomputed', {'gradient_checkpointing': '{}'}),
+               Column('Step, ms', _MS), Column('Tokens/s', {'tokens_per_s': '{:,.0f}'}),
                Column('device', {'device_gib': '{:.1f}'}, 'Peak memory, GiB'), Column('allocated', {'allocated_gib': '{:.1f}'}, 'Peak memory, GiB'))
-    notes = ('16 rows a step. Step: median after the first three, in brackets the quartiles. Tokens: input tokens, what fills a line not counted.',
+    notes = ('16 rows a step; moments of AdamW in float32 where nothing is said. Step: median after the first three, in brackets the quartiles. Tokens: input tokens, what fills a line not counted.',
              'Memory: on the device with CUDA\'s context, and what PyTorch handed out at most.', *filter(None, [source_note(bench['steps'])]), *failed_notes(bench['steps']))
     return Table('speed_steps', 9, 'A step in every mode', pd.DataFrame(rows, dtype=object), columns, notes, 'group')
 
