@@ -583,9 +583,12 @@ def jsonl_rows(path: Path) -> list: # a dict a row; `ValueError` naming the line
 def parquet_rows(path: Path) -> list: # a dict a row; `ValueError`, or an error of Arrow
     "Rows of a parquet file"
     with pq.ParquetFile(path) as file:
-        names, size = file.schema_arrow.names, sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        names, size, rows = file.schema_arrow.names, sum(g.total_byte_size for g in groups), [g.num_rows for g in groups]
         if len(set(names)) < len(names): raise ValueError(f'two columns have one name in {shown(names)}')
         if file.metadata.num_rows > MOST_ROWS or not 0 <= size <= MOST_BYTES: raise ValueError(f'it unpacks to {file.metadata.num_rows:,} rows and {size:,} bytes; {MOST_ROWS:,} and {MOST_BYTES:,} at most')
+        if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows: # Arrow allocates what a group claims
+            raise ValueError(f'its parts hold {sum(rows):,} rows, where {file.metadata.num_rows:,} are announced')
         check_columns(names, path.name)
         return file.read(columns=[c for c in (*_NEEDED, 'item_id') if c in names], use_threads=False).to_pylist()
 

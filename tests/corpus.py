@@ -202,6 +202,7 @@ DATA = [
     folder('parquet that is CSV', lambda d: (d / 'A.csv').rename(d / 'A.parquet'), 'A.parquet'),
     folder('parquet with garbage for its footer', lambda d: (parquet(d, rows()), (d / 'A.parquet').write_bytes(b'PAR1' + b'\xff' * 500 + struct.pack('<I', 480) + b'PAR1')), 'A.parquet'),
     folder('parquet with zeros in its pages', lambda d: (parquet(d, rows()), (d / 'A.parquet').write_bytes((lambda c: c[:4] + bytes(120) + c[124:])((d / 'A.parquet').read_bytes()))), 'A.parquet'),
+    folder('parquet with a part that claims 62 billion rows', lambda d: ((d / 'A.csv').unlink(), shutil.copy(ROOT / 'tests' / 'data' / 'rows_claimed.parquet', d / 'A.parquet')), 'A.parquet', '62,657,590,911 rows'), # found by the fuzzer: Arrow took 15 GiB
     folder('parquet without rows', column(question=pa.array([], pa.string()), choices=pa.array([], pa.list_(pa.string())), answer=pa.array([], pa.int64())), 'A.parquet', 'no rows'),
     folder('parquet without answer', lambda d: parquet(d, pa.table(dict(question=['q'], choices=[['a', 'b']]))), 'A.parquet', 'answer'),
     folder('parquet with two columns of one name', lambda d: parquet(d, pa.Table.from_arrays([pa.array(['q']), pa.array([['a', 'b']]), pa.array([0]), pa.array([1])], names=['question', 'choices', 'answer', 'answer'])), 'A.parquet', 'two columns'),

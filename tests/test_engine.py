@@ -48,7 +48,8 @@ def test_what_is_missing_is_made_and_a_failure_takes_nothing_with_it(study):
 
 def test_ctrl_c_stops_the_runs_and_the_same_command_goes_on(study, tmp_path, root):
     study(method=('adalora',), epochs=(10,))
-    code = ('from unittest.mock import patch; from medpeft_study import engine, study\n'
+    code = ('import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n' # a job in the background ignores it
+            'from medpeft_study import engine, study\n'
             f'study.STUDIES["smoke"] = study.StudySpec("a test", {TOY!r}, ({dict(method=("adalora",), epochs=(10,))!r},))\n'
             'engine.run_study("smoke", workers=2)')
     process = subprocess.Popen([sys.executable, '-c', code], cwd=root, env=os.environ | dict(MEDPEFT_CHECKPOINT_SECONDS='0'), stderr=subprocess.PIPE, text=True, start_new_session=True)

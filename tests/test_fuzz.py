@@ -12,6 +12,7 @@ pytest.importorskip('atheris', reason='atheris has wheels for Linux on x86_64 al
 def test_nothing_escapes_a_reader(target, root, tmp_path):
     out = tmp_path / 'fuzz.json'
     done = subprocess.run([sys.executable, 'tests/fuzz.py', '--target', target, '--seconds', '12', '--out', str(out)], cwd=root, capture_output=True, text=True, timeout=120)
+    assert out.exists(), done.stderr[-3000:] # the reader brought the process down
     found = json.loads(out.read_text())
     assert done.returncode == 0 and found['escapes'] == 0, done.stdout[-3000:]
     assert found['runs'] > 100
