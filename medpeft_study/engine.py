@@ -221,7 +221,7 @@ def jobs_table(jobs: list, seconds: float): # rich's `Table`
     "What is being made, and what failed"
     from rich.table import Table
     from rich.text import Text
-    table = Table(caption=left(jobs, seconds), caption_justify='left', expand=False)
+    table = Table(caption=left(jobs, seconds), caption_justify='left', caption_style='none')
     for name in ('run', 'state', 'step', 'where'): table.add_column(name, no_wrap=True, overflow='ellipsis')
     for j in [j for j in jobs if j.state in ('running', 'failed')] or [j for j in jobs if j.state == 'complete'][-5:]:
         table.add_row(Text(j.id), j.state, j.step, Text(j.said or j.place)) # `Text`: no markup in what others wrote
