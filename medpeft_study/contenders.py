@@ -34,7 +34,7 @@ from .backbones import backbone_spec, load_backbone
 from .measure import at_once, bench_rows, device_peak, in_process, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
-from .prompts import byte_tokenizer, collate, epoch_batches
+from .prompts import byte_tokenizer, epoch_batches
 from .records import device_name, provenance, write_json
 from .study import refuse, run_config
 

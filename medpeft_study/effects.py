@@ -13,7 +13,7 @@ from itertools import product
 from typing import Optional
 
 from .adapters import resolve_adapter
-from .config import RunConfig, make_config
+from .config import make_config
 
 # %% ../nbs/07k_effects.ipynb #a3be9c8b
 RATES = dict(qlora=1e-3, adalora=2e-3) # peak learning rates of the clean configuration
@@ -35,6 +35,9 @@ class Change:
         return {k: (v,) for k, v in (dict(method=self.method, lr=RATES[self.method]) | self.values).items()} | dict(seed=SEEDS)
 
 
+CLEAN = {m: Change('clean', m, {}) for m in RATES}
+
+# %% ../nbs/07k_effects.ipynb #d42e2eb2
 @dataclass(frozen=True)
 class Section:
     "A question of the audit"
@@ -48,9 +51,6 @@ class Section:
         clean = [CLEAN[m].grid for m in dict.fromkeys(c.method for c in self.changes)]
         made = [FIXED | dict(zip(g, values)) for g in (*clean, *(c.grid for c in self.changes), *self.grids) for values in product(*g.values())]
         return [params for i, params in enumerate(made) if params not in made[:i]]
-
-
-CLEAN = {m: Change('clean', m, {}) for m in RATES}
 
 # %% ../nbs/07k_effects.ipynb #f3c446ec
 _BOTH = ('qlora', 'adalora')
@@ -108,7 +108,7 @@ def asked(**params # of run.ipynb
     cfg = resolve_adapter(make_config(**{k: v for k, v in params.items() if k != 'windows'}))
     return asdict(replace(cfg, double_quant=cfg.double_quant and cfg.quantization == 'nf4'))
 
-
+# %% ../nbs/07k_effects.ipynb #97a3b35e
 class Runs:
     "Records by what was asked for"
 

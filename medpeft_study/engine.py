@@ -18,7 +18,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Queue
@@ -57,8 +57,8 @@ def study_jobs(name: str,     # a key of `STUDIES`
 
 
 def is_kept(job: Job) -> bool:
-    "Whether the run was complete before"
-    return is_complete(report_paths(job.params.get('study', '')).record(job.id)) and not job.params.get('force')
+    "Whether the run's record is there, complete"
+    return is_complete(report_paths(job.params.get('study', '')).record(job.id))
 
 # %% ../nbs/08c_engine.ipynb #7098b2df
 def make_run(job: Job,
@@ -167,7 +167,7 @@ def cluster(address: str): # of a Ray cluster; 'local' to start one here
     try: import ray
     except ImportError: raise ConfigError('engine = ray needs Ray on every machine: pip install ray.') from None
     env = dict(working_dir=str(project_root()), excludes=_LEFT_BEHIND,
-               env_vars=dict(MEDPEFT_COMMIT=provenance()['commit'], TOKENIZERS_PARALLELISM='false', RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO='0'))
+               env_vars=dict(MEDPEFT_COMMIT=provenance()['commit'], TOKENIZERS_PARALLELISM='false'))
     host, _, port = address.removeprefix('ray://').rpartition(':')
     try:
         if port.isdigit(): socket.create_connection((host, int(port)), 10).close() # Ray would try for minutes
@@ -176,7 +176,7 @@ def cluster(address: str): # of a Ray cluster; 'local' to start one here
     try: yield ray
     finally: ray.shutdown()
 
-
+# %% ../nbs/08c_engine.ipynb #1f619bf1
 def run_on_ray(jobs: list,     # changed as they are made
                address: str,   # of a Ray cluster
                workers: Optional[int], # runs that share a GPU; None for one
@@ -201,10 +201,10 @@ def run_on_ray(jobs: list,     # changed as they are made
 
 def _arrived(ray, done, job): # a task that has ended
     try: _, files, job.said = ray.get(done)
-    except (ray.exceptions.RayError, ray.exceptions.RayTaskError) as e: files, job.said = {}, f'The machine was lost {_RETRIES + 1} times, or the task failed: {str(e).strip().splitlines()[-1]}'
-    home = report_paths(job.params.get('study', ''))
+    except ray.exceptions.RayError as e: files, job.said = {}, f'The machine was lost {_RETRIES + 1} times, or the task failed: {str(e).strip().splitlines()[-1]}'
     if not job.said and not is_kept(job): bring_home(files, report_paths().runs.parent)
-    job.state = 'failed' if job.said else 'complete' if home.record(job.id).is_file() else 'failed'
+    if not job.said and not is_kept(job): job.said = 'It left no complete record.'
+    job.state = 'failed' if job.said else 'complete'
 
 # %% ../nbs/08c_engine.ipynb #133397da
 def left(jobs: list,     # of `Job`
@@ -240,7 +240,7 @@ def shown(jobs: list): # yields a function that is told a job when it changes
     table = lambda: jobs_table(jobs, time.monotonic() - begin)
     with Live(table(), console=console, auto_refresh=False) as live: yield lambda job: live.update(table(), refresh=True)
 
-
+# %% ../nbs/08c_engine.ipynb #44fcca45
 def run_study(name: str,                     # a key of `STUDIES`
               engine: str = 'local',         # local or ray
               address: str = 'auto',         # of a Ray cluster

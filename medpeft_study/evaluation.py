@@ -22,7 +22,7 @@ from .backbones import head_logits, supervised_hidden, supervised_logits
 from .config import RunConfig
 from .fused import fused
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
-from .training import pack, release_memory, row_mask, task_loss
+from .training import AT_ONCE, pack, release_memory, row_mask, task_loss
 
 # %% ../nbs/05_evaluation.ipynb #d3638528
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def padded_nll(model: nn.Module, # the backbone, adapters injected or not
     device = model.get_input_embeddings().weight.device
     ids, positions, row, real, where, targets = (x.to(device) for x in p[:6])
     hidden = supervised_hidden(model, ids, where, position_ids=positions, attention_mask=row_mask(row, real))
-    parts = zip(hidden.split(512), targets.split(512)) # logits of a whole batch of windows would take gigabytes
+    parts = zip(hidden.split(AT_ONCE), targets.split(AT_ONCE)) # logits of a whole batch of windows would take gigabytes
     nll = torch.cat([F.cross_entropy(head_logits(model, h), t, reduction='none') for h, t in parts])
     return nll.view(len(rows), length - 1).double().cpu().numpy()
 
@@ -269,7 +269,7 @@ def each_padded_nll(model: nn.Module, rows: list, cfg: RunConfig, pad_id: int, l
         size //= 2
     return np.concatenate(done)
 
-
+# %% ../nbs/05_evaluation.ipynb #c3b55bac
 def window_metrics(model: nn.Module, # PEFT model, trained
                    tokenizer,        # the backbone's
                    items,            # rows to score

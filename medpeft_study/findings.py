@@ -29,11 +29,11 @@ from scipy.stats import spearmanr, t as student
 from torch import nn
 
 from .adapters import METHODS
-from .attribution import CHOICES, attribution, gap_cube, waterfall
+from .attribution import attribution, gap_cube, waterfall
 from .backbones import BACKBONES, architecture, linears, meta_model
 from .comparison import SMALLEST, _slug, reading
-from .config import RunConfig, make_config
-from .effects import CLEAN, PAPER_RATE, RATES, SECTIONS, Change, Runs, Section
+from .config import make_config
+from .effects import PAPER_RATE, RATES, SECTIONS, Change, Runs
 from .figures import FigureSpec, WIDTH, rank_maps, save_figure, styled
 from .frames import rank_frame, title
 from .paper import RESULTS
@@ -133,7 +133,7 @@ def effect_lines(frame: pd.DataFrame # of `effects_frame`
     "Each change as a verdict"
     return [f"- {r.method}, {r.change}: {r.effect:+.3f} nats {said_interval(r.low, r.high, r.seeds)}: **{_READS[r.reading]}**." for r in frame.itertuples()]
 
-
+# %% ../nbs/08e_findings.ipynb #ef659a8b
 @styled
 def effects_figure(frame: pd.DataFrame # of `effects_frame`, not empty
                    ) -> Figure:        # a row a change
@@ -454,7 +454,7 @@ def pipeline_table(frame: pd.DataFrame) -> Table: # of `pipeline_frame`
     return _table('pipelines', 'A10', 'The least that a pipeline prints for AdaLoRA, by its penalty alone', frame, columns,
                  ('Nats. The penalty is driven by itself alone, by the paper\'s optimizer and steps; the task loss, which is not negative, comes on top.',), group='backbone')
 
-
+# %% ../nbs/08e_findings.ipynb #c3b2c3e0
 def pipeline_verdict(frame: pd.DataFrame) -> str: # Markdown
     "Which pipelines are excluded"
     lines = []
@@ -487,7 +487,7 @@ def rank_findings(arm: dict # seed -> record of AdaLoRA
     return dict(dispersion=across(table.var(axis=1, ddof=0) / chance_variance(config, table.shape[1])), agreement=agreement, seeds=len(table), by_kind=across(kinds.var(axis=1) / table.var(axis=1)),
                 projections=frame.groupby('projection')['rank'].mean().sort_values(), layers=frame.groupby('layer')['rank'].mean(), runs=[r['run_id'] for r in arm.values()])
 
-
+# %% ../nbs/08e_findings.ipynb #0d9140cc
 def rank_verdict(found: dict, # of `rank_findings`
                  words: str   # which arm
                  ) -> str:    # Markdown; '' without runs

@@ -11,7 +11,7 @@ __all__ = ['constexpr', 'TILES', 'PACKED', 'token_keys', 'Draw', 'layer_salt', '
 import inspect
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Optional
 

@@ -18,7 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Callable, Optional
 
@@ -30,7 +30,7 @@ from .adapters import attach
 from .backbones import BACKBONES, load_backbone, load_tokenizer
 from .config import ConfigError, RunConfig, project_root
 from .data import load_items, scored_splits, split_items
-from .evaluation import evaluate
+from .evaluation import evaluate, predict, token_loss
 from .planning import GIB
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
@@ -255,8 +255,8 @@ def trajectory(params: dict, path: str, steps: int = 50) -> dict: # losses in na
 def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     "What a whole run ends with, dropout on"
     model, tokenizer, items, cfg, history = follow(params, path)
-    _, metrics = evaluate(model, tokenizer, scored_splits(items, cfg)['validation'], cfg, 'validation', 'after')
-    loss = next(m['value'] for m in metrics if m['metric'] == 'loss' and m['domain'] == 'all')
+    preds = predict(model, tokenizer, scored_splits(items, cfg)['validation'], cfg)
+    loss = token_loss(preds.nll.to_numpy(), preds.n_tokens.to_numpy())['value']
     return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
 
 # %% ../nbs/08a_measure.ipynb #231500b9

@@ -1,5 +1,4 @@
 "A study made by the engine: real runs through papermill, in processes of this machine and on a Ray cluster of two nodes"
-import json
 import os
 import re
 import signal
@@ -7,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from unittest.mock import patch
 
 import psutil
 import pytest
