@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -347,6 +347,16 @@ def peer_versions() -> dict: # of what is installed
     return found
 
 
+def _source(): # what made the file
+    made = provenance()
+    return made | dict(packages=made['packages'] | peer_versions())
+
+
+def _machine(old, out, machine): # the machine, if the file's points are of it
+    if old and old['machine'].get('device') != machine.get('device'): raise ConfigError(f'{out.name} is of another device: choose another file, or remove it.')
+    return machine
+
+# %% ../nbs/08b_contenders.ipynb #6aa817dd
 def former(out: Path, setting: Setting) -> dict: # content of the file, or {}; `ConfigError` if it is of another setting
     "What a former run left"
     old = json.loads(out.read_text(encoding='utf-8')) if out.is_file() else {}
@@ -402,21 +412,20 @@ def compare(out: Path,                      # JSON file, written after every poi
     have = {key(p) for p in old.get('points', []) if 'error' not in p}
     todo = {key(described(v, setting)): v for v in wanted if key(described(v, setting)) not in have}
     if not todo: return old
-    source = provenance()
-    source['packages'] |= peer_versions()
     with tempfile.TemporaryDirectory(dir='/dev/shm' if setting.device == 'cuda' and os.path.isdir('/dev/shm') else None) as tmp:
         scratch = Path(tmp)
-        machine = apart('machine', wanted[0], setting, scratch, timeout)
-        if old and old['machine'].get('device') != machine.get('device'): raise ConfigError(f'{out.name} is of another device: choose another file, or remove it.')
+        machine = _machine(old, out, apart('machine', wanted[0], setting, scratch, timeout))
         content = dict(points=[p for p in old.get('points', []) if key(p) not in todo], machine=machine, setting=asdict(setting),
-                       provenance=source, command=command or ' '.join(sys.argv))
-        over = lambda: minutes and time.monotonic() - begin > 60 * minutes
+                       provenance=_source(), command=command or ' '.join(sys.argv))
+        find = lambda v: None if minutes and time.monotonic() - begin > 60 * minutes else _find(v, setting, scratch, timeout)
         with ThreadPoolExecutor(at_once()) as pool:
-            for v, found in zip(todo.values(), pool.map(lambda v: None if over() else _find(v, setting, scratch, timeout), todo.values())):
-                if found is None: say(f'{minutes:g} minutes are over: run it again for what is missing.'); break
+            running = {pool.submit(find, v): v for v in todo.values()}
+            for v, found in ((running[done], done.result()) for done in as_completed(running)):
+                if found is None: continue
                 content['points'].append(with_share(described(v, setting) | found, machine))
                 write_json(content, out)
                 say(told(content['points'][-1]))
+    if not set(todo) <= set(map(key, content['points'])): say(f'{minutes:g} minutes are over: run it again for what is missing.')
     return content
 
 # %% ../nbs/08b_contenders.ipynb #371691c2
