@@ -6,13 +6,15 @@
 __all__ = ['CONTENDERS', 'Variant', 'Setting', 'variants', 'variant_config', 'setting_rows', 'in_order', 'StepClock', 'timed',
            'trainer_arguments', 'Allocate', 'pad_right', 'peft_trainer', 'by_trainer', 'by_trl', 'write_checkpoint',
            'by_unsloth', 'machine_peaks', 'described', 'by_us', 'measure_variant', 'apart', 'chosen', 'settled',
-           'peer_versions', 'former', 'key', 'with_share', 'told', 'compare', 'points_frame', 'asked', 'main']
+           'peer_versions', 'former', 'key', 'missing', 'with_share', 'told', 'compare', 'points_frame', 'asked',
+           'main']
 
 # %% ../nbs/08b_contenders.ipynb #0ccbb058
 import importlib.metadata
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -368,6 +370,18 @@ def key(point: dict) -> tuple:
     "What a point is the only one of"
     return point['contender'], point['variant'], point['method']
 
+
+def missing(points: list,    # measured, or failed
+            setting: Setting # device resolved
+            ) -> list:       # dicts: contender, variant, method; of every variant that there is
+    "What has not been measured"
+    have = {key(p) for p in points if 'ms' in p}
+    return [dict(zip(('contender', 'variant', 'method'), k)) for k in (key(described(v, setting)) for v in variants(setting.device)) if k not in have]
+
+
+def _typed(): # the command, as it can be typed again
+    return shlex.join(['python', '-m', 'medpeft_study.contenders', *sys.argv[1:]])
+
 # %% ../nbs/08b_contenders.ipynb #2f8ae3d2
 _writing = threading.Lock()
 
@@ -416,13 +430,14 @@ def compare(out: Path,                      # JSON file, written after every poi
         scratch = Path(tmp)
         machine = _machine(old, out, apart('machine', wanted[0], setting, scratch, timeout))
         content = dict(points=[p for p in old.get('points', []) if key(p) not in todo], machine=machine, setting=asdict(setting),
-                       provenance=_source(), command=command or ' '.join(sys.argv))
+                       provenance=_source(), command=command or _typed())
         find = lambda v: None if minutes and time.monotonic() - begin > 60 * minutes else _find(v, setting, scratch, timeout)
         with ThreadPoolExecutor(at_once()) as pool:
             running = {pool.submit(find, v): v for v in todo.values()}
             for v, found in ((running[done], done.result()) for done in as_completed(running)):
                 if found is None: continue
-                content['points'].append(with_share(described(v, setting) | found, machine))
+                content['points'].append(with_share(described(v, setting) | dict(commit=content['provenance']['commit']) | found, machine))
+                content['missing'] = missing(content['points'], setting)
                 write_json(content, out)
                 say(told(content['points'][-1]))
     if not set(todo) <= set(map(key, content['points'])): say(f'{minutes:g} minutes are over: run it again for what is missing.')

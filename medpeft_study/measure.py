@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
-           'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'answer', 'in_process', 'at_once',
-           'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity']
+           'compile_times', 'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'answer', 'in_process',
+           'at_once', 'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
 import fcntl
@@ -214,6 +214,17 @@ def grow(cases: list # of `Case`, with an axis; of one backbone and depth
     return points
 
 # %% ../nbs/08a_measure.ipynb #4d402c1d
+@contextmanager
+def compile_times(): # yields a list that fills: seconds, an entry a kernel
+    "What Triton compiles meanwhile, where it is there and not in its cache on disk"
+    spent = []
+    try: from triton.knobs import compilation
+    except ImportError: yield spent; return
+    before, compilation.listener = compilation.listener, lambda *, times, cache_hit, **_: cache_hit or spent.append(times.total / 1e6)
+    try: yield spent
+    finally: compilation.listener = before
+
+
 def evaluation_time(params: dict # of run.ipynb
                     ) -> dict:   # seconds, and what was scored
     "Time an evaluation with an adapter in place"
@@ -222,11 +233,13 @@ def evaluation_time(params: dict # of run.ipynb
     items = scored_splits(split_items(load_items(cfg)[0], cfg), cfg)['validation']
     if cfg.device == 'cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     seconds = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        preds, _ = evaluate(model, tokenizer, items, cfg, 'validation', 'before')
-        seconds.append(time.perf_counter() - begin)
-    return dict(backbone=cfg.backbone, method=cfg.method, base_storage=cfg.base_storage, items=len(preds), protocols='text, letter', seconds=seconds[0], again=seconds[1], **device_peak())
+    with compile_times() as compiling:
+        for _ in range(2):
+            begin = time.perf_counter()
+            preds, _ = evaluate(model, tokenizer, items, cfg, 'validation', 'before')
+            seconds.append(time.perf_counter() - begin)
+    return dict(backbone=cfg.backbone, method=cfg.method, base_storage=cfg.base_storage, items=len(preds), protocols='text, letter', seconds=seconds[0], again=seconds[1],
+                compiling=sum(compiling), kernels=len(compiling), **device_peak())
 
 # %% ../nbs/08a_measure.ipynb #edb75690
 PATHS = {'fast': {}, 'eager bfloat16': dict(fuse=False, record=False), 'eager float32': dict(fuse=False, record=False)}

@@ -7,9 +7,9 @@ __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchE
            'first_line', 'failed_notes', 'source_note', 'mode_of', 'memory', 'in_groups', 'Target', 'of_step',
            'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front', 'label_beside',
            'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps', 'slope',
-           'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences', 'parity_figure',
-           'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation', 'planner_figure', 'said_planner', 'Part',
-           'said_targets', 'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
+           'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences', 'said_trajectories',
+           'parity_figure', 'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation', 'planner_figure',
+           'said_planner', 'Part', 'said_targets', 'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
 
 # %% ../nbs/07h_speed.ipynb #89f2c687
 import json
@@ -377,6 +377,8 @@ def said_contenders(bench: dict) -> list: # a sentence a group that holds this s
         if 'ours' not in best or len(best) < 2: continue
         others = [f"{CONTENDERS.get(n, n)}'s {_ms(ms)} ({ms / best['ours']:.1f} times that)" for n, ms in best.items() if n != 'ours']
         lines.append(f"{group}: the fastest step here takes {_ms(best['ours'])}, {', '.join(others)}.")
+    for name, n in pd.Series([m['contender'] for m in bench['contenders'].get('missing', [])]).value_counts().items():
+        lines.append(f"{CONTENDERS.get(name, name)}: {n} ways to set it up are not measured yet, and may be faster than those that are.")
     return lines
 
 # %% ../nbs/07h_speed.ipynb #15ace53d
@@ -507,6 +509,18 @@ def differences(trajectories: list # of parity.json
         if paths: found[group] = {p: paths[p] for p in PATHS if p in paths}
     return found
 
+# %% ../nbs/07h_speed.ipynb #67874b69
+def said_trajectories(bench: dict # with parity, of which `trajectories`
+                      ) -> list:  # a sentence a backbone and method
+    "Whether the fast path is as near to float32 as bfloat16 allows"
+    lines = []
+    for group, paths in differences(bench['parity']['trajectories']).items():
+        if len(paths) < 2: continue
+        fast, plain = (np.abs(paths[p]).mean() for p in ('fast', 'eager bfloat16'))
+        between = np.abs(paths['fast'] - paths['eager bfloat16']).mean()
+        lines.append(f'{group}: over {len(paths["fast"])} steps a run is {fast:.4f} nats from float32 in the mean, plain bfloat16 {plain:.4f}; the two are {between:.4f} from each other.')
+    return lines
+
 # %% ../nbs/07h_speed.ipynb #11f71b4d
 @styled
 def parity_figure(bench: dict  # with parity, of which `trajectories`
@@ -555,8 +569,9 @@ def table_parity(bench: dict # with parity, of which `mini`
 def said_resumed(bench: dict # with parity, of which `resumed`
                  ) -> list:  # a sentence a run
     "How far a run that was taken up is from one that was not"
-    apart = lambda d: f"{d['loss']:.1e} nats in a loss and {d['adapter']:.1e} of its norm in the adapter"
-    return [f"{group}, {p['optimizer_state']} moments, taken up at step {p['at']} of {p['steps']}: at most {apart(p['taken_up'])}; the same run a second time: {apart(p['again'])}."
+    apart = lambda d: f"at most {d['loss']:.1e} nats apart in a loss and {d['adapter']:.1e} of its norm in the adapter" if any(d.values()) else 'equal to the bit, losses and adapter'
+    moments = lambda p: 'moments in ' + ('8 bits, paged' if p['optimizer_state'] == 'paged_8bit' else p['optimizer_state'])
+    return [f"{group}, {moments(p)}, taken up at step {p['at']} of {p['steps']}: {apart(p['taken_up'])}; the same run a second time: {apart(p['again'])}."
             for group, found in in_groups(bench['parity']['resumed']).items() for p in found]
 
 # %% ../nbs/07h_speed.ipynb #45e15341
@@ -567,10 +582,10 @@ def table_evaluation(bench: dict # with evaluation
     for group, found in in_groups(bench['evaluation']['points']).items():
         for p in found:
             named = p['protocols'] if isinstance(p['protocols'], list) else [str(p['protocols'])]
-            rows.append({'of': group, 'items': p['items'], 'protocols': ', '.join(named), 'seconds': p['seconds'], 'again': p.get('again'), 'items/s': p['items'] / p['seconds'], 'device_gib': p.get('device_gib')})
-    columns = (Column('Backbone and method', {'of': '{}'}), Column('Items', {'items': '{:,}'}), Column('Protocols', {'protocols': '{}'}), Column('Time, s', {'seconds': '{:.1f}'}), Column('Again, s', {'again': '{:.1f}'}),
+            rows.append({'of': group, 'items': p['items'], 'protocols': ', '.join(named), 'seconds': p['seconds'], 'again': p.get('again'), 'compiling': p.get('compiling'), 'items/s': p['items'] / p['seconds'], 'device_gib': p.get('device_gib')})
+    columns = (Column('Backbone and method', {'of': '{}'}), Column('Items', {'items': '{:,}'}), Column('Protocols', {'protocols': '{}'}), Column('Time, s', {'seconds': '{:.1f}'}), Column('compiling, s', {'compiling': '{:.1f}'}), Column('Again, s', {'again': '{:.1f}'}),
                Column('Items/s', {'items/s': '{:.0f}'}), Column('Peak memory, GiB', {'device_gib': '{:.1f}'}))
-    notes = ('Every item by every protocol, each choice scored, the prompt computed once. Again: a second time in the same process, nothing compiled any more.',
+    notes = ('Every item by every protocol, each choice scored, the prompt computed once. Compiling: the part of it that Triton took to compile what its cache on disk did not hold. Again: a second time in the same process.',
              *filter(None, [source_note(bench['evaluation'])]), *failed_notes(bench['evaluation']))
     return Table('speed_evaluation', 11, 'Time of an evaluation', pd.DataFrame(rows, dtype=object), columns, notes)
 
@@ -645,10 +660,10 @@ PARTS = dict( # name of tables and figures, behind `speed_`
                            'with the slope of each method.')),
     profile=Part('Where the time goes', 'The kernels of a step by what they are for; at the end of a bar the time of the step.', 'profile', None, None,
                  FigureSpec(profile_figure, 'Kernels of a step', 'Stacked horizontal bars, one for each configuration, of the share that each group of kernels takes.')),
-    parity=Part('Whether it computes the same', 'The loss of a run\'s own path and of plain PyTorch under bfloat16, less that of plain PyTorch in float32, step by step on the same rows.', 'parity', None, None,
+    parity=Part('Whether it computes the same', 'The loss of a run\'s own path and of plain PyTorch under bfloat16, less that of plain PyTorch in float32, step by step on the same rows.', 'parity', said_trajectories, None,
                 FigureSpec(parity_figure, 'Distance from float32', 'Training loss less that of float32 over the steps, a panel for each backbone and method, for the fast path and for plain bfloat16.'), 'trajectories'),
     results=Part('Whether the result is the same', 'Validation loss after the whole protocol of the study `mini`, by each path.', 'parity', None, table_parity, holds='mini'),
-    resumed=Part('Whether it can be taken up', 'On a CPU a run that goes on from its checkpoint ends with the same bytes. On a GPU attention adds in no fixed order, so the same run twice is the measure.', 'parity', said_resumed, holds='resumed'),
+    resumed=Part('Whether it can be taken up', 'On a CPU a run that goes on from its checkpoint ends with the same bytes. A GPU promises no order of additions, so there the same run twice is the measure.', 'parity', said_resumed, holds='resumed'),
     evaluation=Part('Evaluation', 'How long it takes to score the validation items.', 'evaluation', None, table_evaluation),
     planner=Part('What the planner foresees', 'Peak memory and time of a step as `medpeft plan` predicts them from shapes alone, against what was measured.', 'planner', said_planner, None,
                  FigureSpec(planner_figure, 'Predicted and measured', 'Scatter of predicted against measured peak memory, and of predicted against measured time of a step, with a band of ten percent around equality.')))
