@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from medpeft_study.config import run_id
+from medpeft_study.config import padded_windows, run_id
 from medpeft_study.effects import RATES, SECTIONS, Runs
 from medpeft_study.frames import load_records
 from medpeft_study.study import STUDIES, command, run_config
@@ -35,7 +35,7 @@ def made(params, models, rng):
         if (m['when'], m['metric']) == ('after', 'reported_loss'): m.update(protocol=cfg.loss_scope, value=own + penalty)
     add = lambda protocol, value, metric='loss': r['metrics'].append(dict(split='validation', when='after', domain='all', protocol=protocol, metric=metric, value=value, stderr=None, low=None, high=None, n=500))
     if cfg.loss_scope != 'answer': add(cfg.loss_scope, own)
-    for w in map(int, params['windows'].split(',')):
+    for w in padded_windows(params.get('windows', '')):
         add(f'padded-{w}', 2 * loss * 70 / w + (1 - 70 / w) * PADDING.get(cfg.loss_scope, 3.1)), add(f'padded-{w}', 1 - 70 / w, 'padding_share')
     add('unpadded', 2 * loss)
     return r | dict(run_id=run_id(cfg), study='audit', config=asdict(cfg))
@@ -117,14 +117,14 @@ def test_the_report_does_not_see_the_audit(root, tmp_path, world):
     folder = laid(root, tmp_path, world[:20])
     for path in (root / 'reports' / 'records').glob('*.json'): (folder / 'records' / path.name).write_bytes(path.read_bytes())
     assert load_records(folder) == load_records(root / 'reports')
-    assert len(load_records(folder, audit=True)) == len(load_records(root / 'reports')) + 20
+    assert len(load_records(folder, audit=True)) == len(load_records(root / 'reports', audit=True)) + 20
 
 
 def test_what_another_study_has_run_is_found_and_not_asked_for(root):
     runs = Runs(load_records(root / 'reports'))
     assert not runs.missing(SECTIONS['ranks'])
     assert len([p for p in STUDIES['audit'].runs if not runs.get(p)]) <= 144
-    assert '-p windows 128,256,512,1024' in command(STUDIES['audit'].runs[0])
+    assert sum('-p windows 128,256,512,1024' in command(p) for p in STUDIES['audit'].runs) == len(SECTIONS['padding'].runs) == 9
 
 
 @pytest.mark.parametrize('method, values', [
