@@ -255,6 +255,7 @@ def put(change): # a changed copy of a committed record, under its own name, wit
 def record(name, change, *says): return Case(name, 'record', put(change), frames.load_records, says)
 def text(old, new): return lambda r: committed().read_bytes().replace(old.encode(), new.encode() if isinstance(new, str) else new, 1)
 def drop(*path): return lambda r: last(r, path).pop(path[-1]) and None
+def ended(r): return {k: r[k] for k in ('schema', 'protocol_version', 'run_id', 'study', 'config', 'provenance')} | dict(status='failed') # without its error
 def setting(value, *path): return lambda r: last(r, path).__setitem__(path[-1], value)
 
 
@@ -348,8 +349,8 @@ RECORDS = [
     record('a record whose run id is a tag', setting('<script>', 'run_id'), NAME, 'run_id'),
     record('a record whose run id ends its line', setting('a\n', 'run_id'), NAME, 'run_id'),
     record('a record under another name', setting('qlora-smollm2-135m-00000000', 'run_id'), NAME, 'named after its run'),
-    record('a failed record without its error', lambda r: {k: v for k, v in r.items() if k not in ('data', 'model', 'metrics', 'history', 'ranks', 'resources')} | dict(status='failed'), NAME, 'error'),
-    record('failed records alone', lambda r: {k: v for k, v in r.items() if k not in ('data', 'model', 'metrics', 'history', 'ranks', 'resources')} | dict(status='failed', error='no'), 'no finished run'),
+    record('a failed record without its error', ended, NAME, 'error'),
+    record('failed records alone', lambda r: ended(r) | dict(error='no'), 'no finished run'),
     Case('a folder in the place of a record', 'record', lambda d: (d / 'records' / 'a.json').mkdir(parents=True), frames.load_records, ('a.json', 'cannot be read')),
     Case('a record that is a broken link', 'record', lambda d: ((d / 'records').mkdir(), (d / 'records' / 'a.json').symlink_to(d / 'gone')), frames.load_records, ('a.json', 'no record')),
     Case('no records at all', 'record', lambda d: None, frames.load_records, ('no finished run', 'medpeft study')),
