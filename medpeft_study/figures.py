@@ -100,6 +100,7 @@ def leading(records: list,    # complete
             ) -> list:        # of records, in the order of the tables
     "The runs that a figure shows"
     whole = [r for r in records if r['config']['max_steps'] is None and r['config']['weights'] == 'pretrained'] or records
+    whole = [r for r in whole if r['config']['epochs'] == min(r['config']['epochs'] for r in whole)] # longer runs have a table
     return [r for by_arm in list(arms(whole).values())[:settings] for runs in list(by_arm.values())[:most] for r in runs]
 
 # %% ../nbs/07e_figures.ipynb #7ccaea2f
@@ -361,6 +362,7 @@ def loss_curves(records: list # complete
     for (column, label), line in zip(rows, axes):
         for ax, name in zip(line, names):
             part = history[(history.setting == name) & ((column == 'task_loss') | (history.penalty != 0))]
+            if part.empty: ax.set_visible(False); continue # no method here has a penalty
             ends[ax] = _curves(ax, part, column, looks)
             ax.set(ylabel=label if ax is line[0] else '', xlabel='', ylim=(0, None))
     for ax, name in zip(axes[0], names): ax.set_title(textwrap.fill(name, 92 // len(names)))

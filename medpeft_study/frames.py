@@ -28,7 +28,7 @@ ARM = [f.name for c in (AdapterFields, TrainingFields) for f in fields(c)]
 _SILENT = {'max_steps', 'dataset_path', 'micro_batch_size', 'gradient_checkpointing', 'train_loss', 'base_storage', # change no number
            'dataset_revision', 'backbone_revision', 'device', 'compute_dtype'}                      # not said in a name
 _IN_WORDS = dict(max_steps='{} steps', eval_rows='{} validation rows', prompt='{} prompt', loss_scope='loss over {}',
-                 weights='{} weights', quantization='base {}', allocator='allocator {}', schedule='{} schedule',
+                 weights='{} weights', quantization='base without NF4', allocator='allocator {}', schedule='{} schedule',
                  lr='lr {:g}', epochs='{} epochs', unlock_test='held-out rows scored', optimizer_state='{} optimizer')
 
 
@@ -37,6 +37,7 @@ def said(config: dict, # of a record
          ) -> list:    # phrases
     "The fields that differ from the paper's protocol, in words"
     paper = RunConfig()
+    if config['quantization'] == 'none': names = [n for n in names if n != 'double_quant'] # there is nothing to quantize twice
     return [_IN_WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(config[name]) for name in names if config[name] != getattr(paper, name)]
 
 # %% ../nbs/07b_frames.ipynb #c3bbdf2c

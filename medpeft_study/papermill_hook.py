@@ -57,6 +57,12 @@ def _alone(name): # `BusyError` if another papermill, or a kernel, makes the run
     let_go(kernels)
 
 # %% ../nbs/09_papermill.ipynb #0d2aad47
+def _unseen(given): # the output of a process that is not the first of its run
+    from medpeft_study.processes import step_back
+    given.update(output_path=str(Path(step_back()) / 'run.ipynb'), stdout_file=open(os.devnull, 'w'), stderr_file=None, log_output=False, progress_bar=False)
+    return given['output_path']
+
+
 def complete(given: dict): # papermill's options, changed in place; `ValueError` if the run is refused
     "Check the run and fill in the output path, for a notebook of this project"
     source, output = Path(given['notebook_path'] or '-').resolve(), given['output_path']
@@ -68,12 +74,15 @@ def complete(given: dict): # papermill's options, changed in place; `ValueError`
     name, params = source.stem, merge_parameters(given)
     check_notebook(source, params)
     if name == 'run':
+        from medpeft_study.processes import told_place
         from medpeft_study.study import finished_note, run_name, settle # the first import that takes seconds
         params = settle(asked := params)
         if 'mode' in params and params != asked: given['parameters_raw'] = (*given['parameters_raw'], ('mode', params['mode'])) # the notebook would choose again
         name = run_name(params)
-        _alone(name)
-        if note := finished_note(params): sys.exit(print(note))
+        first = told_place().first # of the processes that a launcher starts for one run
+        if first: _alone(name)
+        if note := finished_note(params): sys.exit(print(note) if first else 0)
+        if not first: output = _unseen(given)
     if name == 'report':
         from medpeft_study.frames import load_predictions, load_records # a broken file, or none, is one sentence too
         for record in load_records(): load_predictions(record['run_id'])

@@ -31,6 +31,7 @@ from fastcore.basics import patch
 
 from .checkpoints import Checkpoints, hold, let_go, sweep, whole_file
 from .config import PROTOCOL_VERSION, ReportPaths, RunConfig, project_root, redacted, report_paths, run_id, shown
+from .processes import place
 
 # %% ../nbs/06_records.ipynb #cb87bda2
 class RecordError(ValueError):
@@ -63,7 +64,7 @@ _COMPLETE = dict(
     data=_object(dict(fingerprints=dict(type='object'), rows=dict(type='object'))),
     model=_object(dict(id=_TEXT, revision=_TEXT, parameters=_PARAMETERS)), metrics=dict(type='array', items=_METRIC, minItems=1),
     history=dict(type='array', items=_STEP, minItems=1), ranks=dict(type='object', additionalProperties=dict(type='integer', minimum=0)),
-    resources=_object(dict(seconds=dict(type='object', additionalProperties=_NUMBER), device=_TEXT), optional=dict(used=_USED)))
+    resources=_object(dict(seconds=dict(type='object', additionalProperties=_NUMBER), device=_TEXT), optional=dict(used=_USED, processes=dict(type='integer', minimum=2))))
 SCHEMAS = dict(
     complete=_object(_ALWAYS | _COMPLETE, dict(warnings=_TEXTS), additionalProperties=False),
     failed=_object(_ALWAYS | dict(error=_TEXT), dict(error_items=_TEXTS, warnings=_TEXTS), additionalProperties=False))
@@ -214,6 +215,8 @@ def determinism(cfg: RunConfig # resolved
         found = dict(equal=['rows and their order'], may_differ=[*other, 'the last bits of weights, losses and metrics'], unmeasured=[
             'cuBLAS may split a sum, and its workspace is not pinned', 'the backward pass of attention may add in any order',
             'dropout in the kernels of fused keeps no state: it follows from seed, step, row and place'])
+    if place().size > 1: found = dict(found, equal=['rows and their order'], may_differ=[*other, 'the last bits of weights, losses and metrics'], unmeasured=[
+        *found['unmeasured'], 'processes sum their gradients in an order of their own'])
     return dict(device=cfg.device, threads=torch.get_num_threads()) | found
 
 # %% ../nbs/06_records.ipynb #f8fad4fd
@@ -231,6 +234,7 @@ class Recorder:
         self.path, self.seconds, self.started = self.paths.record(self.run_id), {}, self._now()
         self._clock = time.perf_counter()
         hold(self.paths.lock(self.run_id), self.run_id)
+        place() # where a run has several processes, they meet here
         for path in (self.path, self.paths.predictions(self.run_id), self.paths.figure(self.run_id)): sweep(path)
         if not is_complete(self.path): return
         forget(self.paths.state(self.run_id), self.path)
@@ -312,6 +316,7 @@ def finish(self: Recorder,
     self.seconds['total'] = round(time.perf_counter() - self._clock, 3)
     if checkpoints: self._add(checkpoints)
     resources = dict(seconds=self.seconds, device=device_name(self.cfg), peak_memory=peak_memory(self.cfg))
+    if place().size > 1: resources['processes'] = place().size
     resources['used'] = {name: getattr(used or self.cfg, name) for name in _USED['required']}
     if self.seconds.get('training'): resources['tokens_per_second'] = history[-1]['input_tokens'] / self.seconds['training']
     record = self._base('complete') | dict(history=history, resources=resources, **{k: v for k, v in parts.items() if k != 'warnings' or v})

@@ -29,6 +29,7 @@ from .allocator import Allocator, FlatAdapter, penalty_backward
 from .backbones import head_logits, supervised_hidden
 from .config import RunConfig
 from .fused import PACKED, fused, token_keys
+from .processes import Place, as_first, place, sum_up, told_by_first
 from .prompts import collate, epoch_batches, n_supervised
 
 # %% ../nbs/04_training.ipynb #85b10417
@@ -43,13 +44,15 @@ class Pack(NamedTuple):
     starts: torch.Tensor    # int32 [rows + 1 or more], where rows begin in the flattened lines, and where the last one ends
 
 
-def micro_batches(rows: list, cfg: RunConfig) -> list: # lists of places in `rows`, at most `micro_batch_size` long
-    "The rows of one optimizer step, dealt out to as few micro-batches as hold them, of about as many tokens each"
-    count = -(-len(rows) // cfg.micro_batch_size)
+def micro_batches(rows: list, cfg: RunConfig,
+                  where: Place = Place(0, 1) # which process asks
+                  ) -> list: # lists of places in `rows`, at most `micro_batch_size` long
+    "The rows of one optimizer step, dealt out to as few micro-batches as hold them, as many a process, of about as many tokens each"
+    count = where.size * -(-len(rows) // (cfg.micro_batch_size * where.size))
     order, dealt = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)), [[] for _ in range(count)]
     for start in range(0, len(order), count): # there and back
         for place, hand in zip(order[start:start + count], dealt if start // count % 2 == 0 else dealt[::-1]): hand.append(place)
-    return dealt
+    return [hand for hand in dealt[where.rank::where.size] if hand]
 
 # %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
@@ -125,10 +128,12 @@ class Plan:
                  rows: list,     # `Encoded` rows of the training split
                  cfg: RunConfig, # resolved
                  pad_id: int,    # id of the padding token
-                 device: torch.device):
+                 device: torch.device,
+                 where: Place = Place(0, 1)): # which process's share
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
         self.steps = [[rows[i] for i in b] for b in batches]
-        cut = [micro_batches(step, cfg) for step in self.steps]
+        cut = [micro_batches(step, cfg, where) for step in self.steps]
+        if not any(cut): raise TrainingError(f'{where.size} processes cannot share a step of {cfg.batch_size} rows: start fewer.')
         packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in ms]
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
@@ -196,6 +201,7 @@ class Stepper:
                  layers: tuple = ()): # of `fused`
         self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model)
         device = self.flat.values.device
+        as_first(self.flat.values)
         self.vector = nn.Parameter(self.flat.values)
         self.vector.grad = self.flat.grad
         self.optimizer = make_optimizer([self.vector], cfg)
@@ -206,6 +212,7 @@ class Stepper:
         self.stats = torch.zeros(cfg.total_steps, 4, device=device) # task loss, penalty, gradient norm, total rank
         self.began = _generators(device) # where an attempt with smaller passes begins too
         self.start_rank = sum(module_ranks(model).values()) # and for good, where no rank is allocated
+        self._draw_apart()
 
     def accumulate(self, size: int): # tokens a line of the pack
         "Add the gradient of the task loss of one micro-batch, as a share of its step"
@@ -242,6 +249,11 @@ def finish(self: Stepper):
 @patch
 def _prune(self: Stepper, when, grad): # if this is when the config calls the allocator
     if self.allocator and self.cfg.allocator in when: self.allocator.allocate(self.step, grad, self.sound)
+
+
+@patch
+def _draw_apart(self: Stepper): # other processes, other dropout; that of the kernels follows from row and place anyway
+    if (rank := place().rank): torch.manual_seed(hash((self.cfg.seed, rank, self.step.item())) % 2 ** 63)
 
 
 @patch
@@ -286,8 +298,10 @@ def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueEr
         if name not in state or state[name].shape != value.shape: raise ValueError(f'{name} of the state is not that of this run.')
         value.copy_(state[name])
     moments.update({k: state[f'adamw.{k}'].item() for k, v in moments.items() if isinstance(v, int)})
+    self.pack.fill_(sum(self.plan.counts[:self.step.item()])) # which is this process's own
     self.began = generators(state, 'began')
     _set_generators(generators(state, 'now'), self.flat.values.device)
+    self._draw_apart()
 
 # %% ../nbs/04_training.ipynb #d65807ec
 class Replay:
@@ -398,7 +412,7 @@ def training(model: nn.Module, # with an adapter, in training mode
              ):                # yields (`Stepper`, its accumulate, its finish), the two as they are to be called
     "What the loop steps with, and the state it needs around it"
     device = model.get_input_embeddings().weight.device
-    plan = Plan(rows, cfg, pad_id, device)
+    plan = Plan(rows, cfg, pad_id, device, place())
     with fused(model, packed=cfg.loss_scope != 'padded', ask=fuse) as layers, _few_words(model, plan, cfg):
         stepper = Stepper(model, plan, cfg, layers)
         if device.type == 'cuda': torch.cuda.empty_cache() # where the parameters lay before
@@ -460,6 +474,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
         group = stepper.optimizer.param_groups[0]
         group['lr'].fill_(rate) if torch.is_tensor(group['lr']) else group.update(lr=rate)
         for _ in range(count): accumulate(next(sizes))
+        sum_up(stepper.flat.grad, stepper.task)
         finish()
         if step % every == 0 or step in (1, total): read(step)
         if keep: keep(step, partial(take, step), 5 * stepper.flat.values.nbytes) # the adapter, two moments, two averages
@@ -529,6 +544,7 @@ def train_within_memory(model: nn.Module,    # with an adapter; trained in place
                         keep: Optional[Callable] = None # as in `train`
                         ) -> tuple:          # (`history` of `train`, the config that it was made with); `TrainingError` if nothing fits
     "Train, in less memory where it runs out"
+    state = told_by_first(state)
     if state: # memory may have run out before, and may do so again: then training begins where it once began
         cfg = replace(cfg, micro_batch_size=state['micro_batch_size'].item(), gradient_checkpointing=bool(state['gradient_checkpointing']))
         _set_generators(generators(state, 'began'), model.get_input_embeddings().weight.device)
@@ -536,6 +552,7 @@ def train_within_memory(model: nn.Module,    # with an adapter; trained in place
     while True:
         try: return train(model, rows, cfg, pad_id, on_step, state=state, keep=keep), cfg
         except torch.OutOfMemoryError: smaller = less_memory(cfg)
+        if place().size > 1: raise TrainingError(f'Out of memory in one of {place().size} processes: start again with a micro_batch_size below {cfg.micro_batch_size}.')
         release_memory(); back()
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats() # the peak is that of what was used
         if not smaller: raise TrainingError('Out of memory with micro_batch_size 1 and gradient_checkpointing: `medpeft plan` says what a run takes; '
