@@ -212,7 +212,6 @@ class Stepper:
         self.stats = torch.zeros(cfg.total_steps, 4, device=device) # task loss, penalty, gradient norm, total rank
         self.began = _generators(device) # where an attempt with smaller passes begins too
         self.start_rank = sum(module_ranks(model).values()) # and for good, where no rank is allocated
-        self._draw_apart()
 
     def accumulate(self, size: int): # tokens a line of the pack
         "Add the gradient of the task loss of one micro-batch, as a share of its step"
@@ -252,8 +251,8 @@ def _prune(self: Stepper, when, grad): # if this is when the config calls the al
 
 
 @patch
-def _draw_apart(self: Stepper): # other processes, other dropout; that of the kernels follows from row and place anyway
-    if (rank := place().rank): torch.manual_seed(hash((self.cfg.seed, rank, self.step.item())) % 2 ** 63)
+def _draw_apart(self: Stepper, step): # PyTorch's own dropout, where not the first process draws it; that of the kernels follows from row and place anyway
+    if (rank := place().rank) and not self.layers: torch.manual_seed((self.cfg.seed * 1_000_003 + step) * 1009 + rank)
 
 
 @patch
@@ -301,7 +300,6 @@ def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueEr
     self.pack.fill_(sum(self.plan.counts[:self.step.item()])) # which is this process's own
     self.began = generators(state, 'began')
     _set_generators(generators(state, 'now'), self.flat.values.device)
-    self._draw_apart()
 
 # %% ../nbs/04_training.ipynb #d65807ec
 class Replay:
@@ -473,6 +471,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
     for step, (rate, count) in enumerate(zip(rates[done:], plan.counts[done:]), done + 1):
         group = stepper.optimizer.param_groups[0]
         group['lr'].fill_(rate) if torch.is_tensor(group['lr']) else group.update(lr=rate)
+        stepper._draw_apart(step)
         for _ in range(count): accumulate(next(sizes))
         sum_up(stepper.flat.grad, stepper.task)
         finish()

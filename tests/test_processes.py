@@ -2,9 +2,7 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -20,7 +18,7 @@ ONE = [sys.executable, '-m']
 def started(root, reports, how, **params):
     "The process of a run"
     words = [w for k, v in (TOY | params).items() for w in ('-p', k, str(v))]
-    return subprocess.Popen([*how, 'papermill', 'nbs/run.ipynb', *words], cwd=root, env=os.environ | dict(MEDPEFT_REPORTS=str(reports), MEDPEFT_CHECKPOINT_SECONDS='0', OMP_NUM_THREADS='1'),
+    return subprocess.Popen([*how, 'papermill', 'nbs/run.ipynb', *words], cwd=root, env=os.environ | dict(MEDPEFT_REPORTS=str(reports), MEDPEFT_CHECKPOINT_SECONDS='0', OMP_NUM_THREADS='1', TMPDIR=str(reports.parent)),
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
@@ -44,17 +42,17 @@ def test_two_processes_make_the_run_that_one_makes(root, tmp_path, method):
     assert two['resources']['processes'] == 2 and 'processes' not in one['resources']
     assert 'history' in one['determinism']['equal'] and 'history' not in two['determinism']['equal']
     assert said.count('validation loss') == 1 # the other process is silent
-    assert not list(Path(tempfile.gettempdir()).glob('medpeft-process-*'))
+    assert not list(tmp_path.glob('medpeft-process-*')) # nor has it left anything
 
 
 def test_a_run_that_was_killed_goes_on(root, tmp_path):
-    whole, _, _ = made(root, tmp_path / 'whole', TWO, method='adalora', epochs=3)
+    whole, _, _ = made(root, tmp_path / 'whole', TWO, method='adalora', epochs=3, dropout=.1)
     reports, end = tmp_path / 'killed', time.monotonic() + 120
-    process = started(root, reports, TWO, method='adalora', epochs=3)
+    process = started(root, reports, TWO, method='adalora', epochs=3, dropout=.1)
     while time.monotonic() < end and not list(reports.glob('runs/state/*/*.safetensors')): time.sleep(.05)
     for p in [*psutil.Process(process.pid).children(recursive=True), process]: p.kill() # the kernels too
     process.communicate()
-    after, _, said = made(root, reports, TWO, method='adalora', epochs=3)
+    after, _, said = made(root, reports, TWO, method='adalora', epochs=3, dropout=.1)
     assert 'Goes on after step' in said
     assert [h['task_loss'] for h in after['history']] == pytest.approx([h['task_loss'] for h in whole['history']], abs=1e-6)
     assert after['ranks'] == whole['ranks'] and after['resources']['processes'] == 2
