@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import distributed
 
+from .config import ConfigError
+
 # %% ../nbs/03e_processes.ipynb #cef4f51c
 class Place(NamedTuple):
     "A process among those of a run"
@@ -33,10 +35,13 @@ def told_place() -> Place:
 
 
 @lru_cache(1)
-def place() -> Place:
+def place() -> Place: # `ConfigError` if there are fewer GPUs than processes
     "This process's place; the first call waits for the others, and takes a GPU each"
     if told_place().size == 1: return Place(0, 1)
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    if torch.cuda.is_available():
+        mine, there = int(os.environ.get('LOCAL_RANK') or 0), torch.cuda.device_count()
+        if mine >= there: raise ConfigError(f'Each process takes a GPU, and this machine has {there}: start {there} processes at most.')
+        torch.cuda.set_device(mine)
     distributed.init_process_group() # gloo for tensors on the CPU, NCCL on GPUs
     atexit.register(distributed.destroy_process_group)
     return Place(distributed.get_rank(), distributed.get_world_size())
