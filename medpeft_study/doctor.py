@@ -59,8 +59,8 @@ def fits(gpu_memory: float # GiB free
             cfg = resolve_adapter(make_config('paper', method, backbone=name))
             try: modes[method] = choose_mode(cfg, gpu_memory)
             except ConfigError: modes[method] = ''
-        words = ', '.join(f'{METHODS[m].title}: {mode or "does not fit"}' for m, mode in modes.items())
-        found.append(Finding(spec.title or name, words, 'try a smaller rank, or a shorter max_length' if '' in modes.values() else 'add -p mode auto'))
+        words = ', '.join(f'{METHODS[m].title} {f"in mode {mode}" if mode else "does not fit"}' for m, mode in modes.items())
+        found.append(Finding(spec.title or name, words, 'try a smaller rank, or a shorter max_length' if '' in modes.values() else ''))
     return found
 
 # %% ../nbs/03f_doctor.ipynb #e6d89b06
