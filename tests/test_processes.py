@@ -31,10 +31,15 @@ def made(root, reports, how, **params):
     return read_record(path), pd.read_parquet(reports / 'local' / 'predictions' / f'{path.stem}.parquet'), said
 
 
-@pytest.mark.parametrize('method', ['qlora', 'adalora'])
-def test_two_processes_make_the_run_that_one_makes(root, tmp_path, method):
-    one, ones, _ = made(root, tmp_path / 'one', ONE, method=method)
-    two, twos, said = made(root, tmp_path / 'two', TWO, method=method) # the last step has one row, so one process has none
+@pytest.fixture(scope='module', params=['qlora', 'adalora'])
+def pair(root, tmp_path_factory, request):
+    "A folder, and in it what one process makes and what two make; the last step has one row, so one of the two has none"
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, *(made(root, folder / name, how, method=request.param) for name, how in (('one', ONE), ('two', TWO)))
+
+
+def test_two_processes_make_the_run_that_one_makes(pair):
+    folder, (one, ones, _), (two, twos, said) = pair
     for key in ('task_loss', 'penalty', 'reported_loss'): assert [h[key] for h in two['history']] == pytest.approx([h[key] for h in one['history']], abs=1e-5)
     for key in ('tokens', 'input_tokens', 'total_rank'): assert [h[key] for h in two['history']] == [h[key] for h in one['history']]
     assert two['ranks'] == one['ranks'] and two['run_id'] == one['run_id'] and two['config'] == one['config']
@@ -42,7 +47,13 @@ def test_two_processes_make_the_run_that_one_makes(root, tmp_path, method):
     assert two['resources']['processes'] == 2 and 'processes' not in one['resources']
     assert 'history' in one['determinism']['equal'] and 'history' not in two['determinism']['equal']
     assert said.count('validation loss') == 1 # the other process is silent
-    assert not list(tmp_path.glob('medpeft-process-*')) # nor has it left anything
+    assert not list(folder.glob('medpeft-process-*')) # nor has it left anything
+
+
+def test_what_is_complete_is_not_made_again(root, pair):
+    again = started(root, pair[0] / 'two', TWO, method=pair[1][0]['config']['method'])
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0 and said.count('complete') == 1, said
 
 
 def test_a_run_that_was_killed_goes_on(root, tmp_path):
@@ -58,10 +69,6 @@ def test_a_run_that_was_killed_goes_on(root, tmp_path):
     assert after['ranks'] == whole['ranks'] and after['resources']['processes'] == 2
 
 
-def test_what_cannot_be_run_stops_both_and_what_is_complete_is_not_made_again(root, tmp_path):
+def test_what_cannot_be_run_stops_both(root, tmp_path):
     bad = started(root, tmp_path / 'bad', TWO, method='qlora', rank=0)
     assert 'rank = 0' in bad.communicate(timeout=120)[0] and bad.returncode != 0
-    made(root, tmp_path, TWO, method='qlora')
-    again = started(root, tmp_path, TWO, method='qlora')
-    said = again.communicate(timeout=120)[0]
-    assert again.returncode == 0 and said.count('complete') == 1, said
