@@ -354,6 +354,10 @@ def _source(): # what made the file
     return made | dict(packages=made['packages'] | peer_versions())
 
 
+def _typed(): # the command, as it can be typed again
+    return shlex.join(['python', '-m', 'medpeft_study.contenders', *sys.argv[1:]])
+
+
 def _machine(old, out, machine): # the machine, if the file's points are of it
     if old and old['machine'].get('device') != machine.get('device'): raise ConfigError(f'{out.name} is of another device: choose another file, or remove it.')
     return machine
@@ -377,10 +381,6 @@ def missing(points: list,    # measured, or failed
     "What has not been measured"
     have = {key(p) for p in points if 'ms' in p}
     return [dict(zip(('contender', 'variant', 'method'), k)) for k in (key(described(v, setting)) for v in variants(setting.device)) if k not in have]
-
-
-def _typed(): # the command, as it can be typed again
-    return shlex.join(['python', '-m', 'medpeft_study.contenders', *sys.argv[1:]])
 
 # %% ../nbs/08b_contenders.ipynb #2f8ae3d2
 _writing = threading.Lock()
@@ -423,8 +423,8 @@ def compare(out: Path,                      # JSON file, written after every poi
     "Measure what is missing, one process a point"
     out, setting, begin = Path(out), settled(setting), time.monotonic()
     old, wanted = former(out, setting), chosen(setting, list(contenders), list(methods), only)
-    have = {key(p) for p in old.get('points', []) if 'error' not in p}
-    todo = {key(described(v, setting)): v for v in wanted if key(described(v, setting)) not in have}
+    lacking = [key(m) for m in missing(old.get('points', []), setting)]
+    todo = {key(described(v, setting)): v for v in wanted if key(described(v, setting)) in lacking}
     if not todo: return old
     with tempfile.TemporaryDirectory(dir='/dev/shm' if setting.device == 'cuda' and os.path.isdir('/dev/shm') else None) as tmp:
         scratch = Path(tmp)

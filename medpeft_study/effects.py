@@ -55,7 +55,7 @@ class Section:
 # %% ../nbs/07k_effects.ipynb #f3c446ec
 _BOTH = ('qlora', 'adalora')
 _CUT = dict(max_length=(128,), seed=SEEDS) # so that padding is measured in runs of one window
-_SCORED = dict(windows=('128,256,512,1024',)) # after training, which takes as long as training does on a GPU
+_SCORED = dict(windows=('128,256,512,1024',)) # only where it is asked about: on a GPU it takes as long as training
 SECTIONS = dict(
     penalty=Section('The regulariser inside the reported loss', (Change('weight 2: one penalty for each of four micro-batches', 'adalora', dict(orth_weight=2.)),),
                     (dict(method=('adalora',), lr=(PAPER_RATE,), seed=SEEDS),)),

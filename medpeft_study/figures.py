@@ -100,7 +100,8 @@ def leading(records: list,    # complete
             ) -> list:        # of records, in the order of the tables
     "The runs that a figure shows"
     whole = [r for r in records if r['config']['max_steps'] is None and r['config']['weights'] == 'pretrained'] or records
-    whole = [r for r in whole if r['config']['epochs'] == min(r['config']['epochs'] for r in whole)] # longer runs have a table
+    epochs = min(r['config']['epochs'] for r in whole)
+    whole = [r for r in whole if r['config']['epochs'] == epochs] # longer runs have a table
     return [r for by_arm in list(arms(whole).values())[:settings] for runs in list(by_arm.values())[:most] for r in runs]
 
 # %% ../nbs/07e_figures.ipynb #7ccaea2f

@@ -239,7 +239,7 @@ def evaluation_time(params: dict # of run.ipynb
             preds, _ = evaluate(model, tokenizer, items, cfg, 'validation', 'before')
             seconds.append(time.perf_counter() - begin)
     return dict(backbone=cfg.backbone, method=cfg.method, base_storage=cfg.base_storage, items=len(preds), protocols='text, letter', seconds=seconds[0], again=seconds[1],
-                compiling=sum(compiling), kernels=len(compiling), **device_peak())
+                compiling=sum(compiling), **device_peak())
 
 # %% ../nbs/08a_measure.ipynb #edb75690
 PATHS = {'fast': {}, 'eager bfloat16': dict(fuse=False, record=False), 'eager float32': dict(fuse=False, record=False)}

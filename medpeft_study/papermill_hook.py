@@ -62,7 +62,7 @@ def _unseen(given): # the output of a process that is not the first of its run
     given.update(output_path=str(Path(step_back()) / 'run.ipynb'), stdout_file=open(os.devnull, 'w'), stderr_file=None, log_output=False, progress_bar=False)
     return given['output_path']
 
-
+# %% ../nbs/09_papermill.ipynb #49494e0e
 def complete(given: dict): # papermill's options, changed in place; `ValueError` if the run is refused
     "Check the run and fill in the output path, for a notebook of this project"
     source, output = Path(given['notebook_path'] or '-').resolve(), given['output_path']

@@ -378,7 +378,7 @@ def said_contenders(bench: dict) -> list: # a sentence a group that holds this s
         others = [f"{CONTENDERS.get(n, n)}'s {_ms(ms)} ({ms / best['ours']:.1f} times that)" for n, ms in best.items() if n != 'ours']
         lines.append(f"{group}: the fastest step here takes {_ms(best['ours'])}, {', '.join(others)}.")
     for name, n in pd.Series([m['contender'] for m in bench['contenders'].get('missing', [])]).value_counts().items():
-        lines.append(f"{CONTENDERS.get(name, name)}: {n} ways to set it up are not measured yet, and may be faster than those that are.")
+        lines.append(f"Not measured yet, and perhaps faster than what is: {n} of the ways to set up {CONTENDERS.get(name, name)}.")
     return lines
 
 # %% ../nbs/07h_speed.ipynb #15ace53d
