@@ -29,7 +29,7 @@ from .allocator import Allocator, FlatAdapter, penalty_backward
 from .backbones import head_logits, supervised_hidden
 from .config import RunConfig
 from .fused import PACKED, fused, token_keys
-from .processes import Place, as_first, place, sum_up, told_by_first
+from .processes import Place, as_first, place, state_of_first, sum_up
 from .prompts import collate, epoch_batches, n_supervised
 
 # %% ../nbs/04_training.ipynb #85b10417
@@ -543,7 +543,7 @@ def train_within_memory(model: nn.Module,    # with an adapter; trained in place
                         keep: Optional[Callable] = None # as in `train`
                         ) -> tuple:          # (`history` of `train`, the config that it was made with); `TrainingError` if nothing fits
     "Train, in less memory where it runs out"
-    state = told_by_first(state)
+    state = state_of_first(state)
     if state: # memory may have run out before, and may do so again: then training begins where it once began
         cfg = replace(cfg, micro_batch_size=state['micro_batch_size'].item(), gradient_checkpointing=bool(state['gradient_checkpointing']))
         _set_generators(generators(state, 'began'), model.get_input_embeddings().weight.device)
