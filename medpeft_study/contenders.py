@@ -51,6 +51,7 @@ class Variant:
     again: bool = False     # whether activations are computed twice
     dropout: float = 0.05   # on the adapter's input
     options: dict = field(default_factory=dict) # what this contender alone knows
+    passes: int = 1         # over the rows; the last is measured
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _unsloth_variants():
     found = []
     for dropout, micro, again in ((0., 16, False), (0., 16, True), (0.05, 16, False), (0., 4, True), (0.05, 4, True), (0.05, 16, True), (0., 4, False), (0.05, 4, False)):
         title = f'{micro} x {16 // micro}' + ', checkpointing' * again + ', dropout 0' * (dropout == 0)
-        found.append(Variant('unsloth', title, micro=micro, again=again, dropout=dropout))
-    free = Variant('unsloth', '16 x 1, padding-free, dropout 0', dropout=0., options=dict(padding_free=True))
+        found.append(Variant('unsloth', title, micro=micro, again=again, dropout=dropout, passes=2))
+    free = Variant('unsloth', '16 x 1, padding-free, dropout 0', dropout=0., options=dict(padding_free=True), passes=2)
     return found[:1] + [free] + found[1:]
 
 # %% ../nbs/08b_contenders.ipynb #9845e323
@@ -102,7 +103,7 @@ def variant_config(v: Variant,
     "The config of a variant"
     cfg = run_config(dict(profile='paper', weights='random', backbone=setting.backbone, device=setting.device, rank=setting.rank, method=v.method,
                           target_rank=min(8, setting.rank), dropout=v.dropout, micro_batch_size=v.micro, gradient_checkpointing=v.again, mode=v.options.get('mode')))
-    return replace(cfg, train_rows=setting.steps * cfg.batch_size)
+    return replace(cfg, train_rows=setting.steps * cfg.batch_size, epochs=v.passes)
 
 
 def setting_rows(cfg: RunConfig, setting: Setting) -> list: # of `Encoded`
@@ -142,7 +143,8 @@ def timed(trainer,        # of transformers, or one that descends from it
     trainer.train()
     losses = [entry['loss'] for entry in trainer.state.log_history if 'loss' in entry]
     if not all(map(math.isfinite, losses)): raise ArithmeticError(f'losses are {losses}')
-    return dict(late(clock.times), steps=len(clock.times), first_loss=losses[0], last_loss=losses[-1], **device_peak())
+    measured = clock.times[-(len(clock.times) // cfg.epochs):]
+    return dict(late(measured), steps=len(measured), first_loss=losses[0], last_loss=losses[-1], **device_peak())
 
 # %% ../nbs/08b_contenders.ipynb #a4d977b1
 def trainer_arguments(cfg: RunConfig, folder: Path) -> dict: # of `TrainingArguments`
@@ -259,7 +261,7 @@ def machine_peaks() -> dict: # matrix_tflops (bfloat16), copy_tbps; empty withou
 def described(v: Variant, setting: Setting) -> dict:
     "What a point says before it is measured"
     return dict(contender=v.contender, variant=v.title, backbone=setting.backbone, method=v.method, rank=setting.rank, dropout=v.dropout,
-                micro_batch_size=v.micro, accumulation=16 // v.micro, gradient_checkpointing=v.again)
+                micro_batch_size=v.micro, accumulation=16 // v.micro, gradient_checkpointing=v.again, passes=v.passes)
 
 
 def by_us(cfg: RunConfig, rows: list, v: Variant, scratch: Path) -> dict: # of `measure`, as far as the others have it
