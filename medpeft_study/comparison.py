@@ -44,10 +44,11 @@ def mcnemar(first: np.ndarray, # bool, an entry an item
 # %% ../nbs/07c_comparison.ipynb #fd223f1b
 def item_scores(run_ids: list,              # the seeds of an arm
                 measure: str,               # loss, or an accuracy protocol
-                base: Optional[Path] = None # reports folder; None for the committed one
+                base: Optional[Path] = None, # reports folder; None for the committed one
+                split: str = 'validation'   # which rows
                 ) -> tuple:                 # item ids; sums and weights, each [seeds, items]: the score is sum / weight
-    "What each run has on each validation item after training"
-    parts = [load_predictions(id, base).query("split == 'validation' and when == 'after'") for id in run_ids]
+    "What each run has on each item after training"
+    parts = [load_predictions(id, base).query(f"split == {split!r} and when == 'after'") for id in run_ids]
     ids = [tuple(p.item_id) for p in parts]
     if measure == 'loss': sums, weights = [p.nll for p in parts], [p.n_tokens for p in parts]
     else: sums, weights = [p[measure] == p.answer for p in parts], [np.ones(len(p)) for p in parts]
@@ -88,16 +89,17 @@ def by_seed(records: list) -> dict: # seed -> record
 def compare(first: list,                # records of one arm, a seed each
             second: list,               # of another, in the same setting
             measure: str = 'loss',      # loss, text, text_norm or letter
-            base: Optional[Path] = None # reports folder
+            base: Optional[Path] = None, # reports folder
+            split: str = 'validation'   # which rows
             ) -> dict:                  # effect (second - first), low, high, reading, seeds, items, run ids; `ValueError` without a common seed
     "How far two arms are apart, and how sure that is"
     first, second = by_seed(first), by_seed(second)
     seeds = sorted(set(first) & set(second))
     if not seeds: raise ValueError('The arms have no seed in common.')
     metric = ('loss', 'after') if measure == 'loss' else ('accuracy', 'after', measure)
-    values = np.array([[metric_value(arm[s], *metric)['value'] for s in seeds] for arm in (first, second)])
+    values = np.array([[metric_value(arm[s], *metric, split=split)['value'] for s in seeds] for arm in (first, second)])
     runs = [[arm[s]['run_id'] for s in seeds] for arm in (first, second)]
-    (ids, *one), (same, *two) = (item_scores(r, measure, base) for r in runs)
+    (ids, *one), (same, *two) = (item_scores(r, measure, base, split) for r in runs)
     if ids != same: raise ValueError(f'{runs[0][0]} and {runs[1][0]} were not scored on the same items.')
     low, high = crossed_bootstrap(values[1] - values[0], one, two)
     return dict(measure=measure, first=values[0].mean(), second=values[1].mean(), effect=(values[1] - values[0]).mean(), low=low, high=high,

@@ -8,9 +8,9 @@ __all__ = ['PREFIX', 'EFFECT_COLUMNS', 'RANK_COLUMNS', 'SIZE_COLUMNS', 'PENALTY_
            'effects_table', 'said_interval', 'effect_lines', 'effects_figure', 'penalty_row', 'penalty_frame',
            'penalty_table', 'penalty_verdict', 'needed_share', 'window_frame', 'window_table', 'window_verdict',
            'windows_figure', 'sweep_frame', 'best_rates', 'sweep_table', 'rates_verdict', 'rates_figure',
-           'epochs_frame', 'epochs_table', 'epochs_verdict', 'base_frame', 'base_table', 'distance', 'penalty_course',
-           'Pipeline', 'pipeline_frame', 'pipeline_table', 'pipeline_verdict', 'chance_variance', 'rank_findings',
-           'rank_verdict', 'parts_frame', 'parts_verdict', 'still_missing', 'write_audit', 'audit_numbers']
+           'epochs_frame', 'epochs_table', 'epochs_verdict', 'base_frame', 'base_table', 'Pipeline', 'pipeline_frame',
+           'pipeline_table', 'pipeline_verdict', 'chance_variance', 'rank_findings', 'rank_verdict', 'parts_frame',
+           'parts_verdict', 'still_missing', 'write_audit', 'audit_numbers']
 
 # %% ../nbs/08e_findings.ipynb #eee5e9fd
 import math
@@ -21,18 +21,15 @@ from typing import Callable
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import spearmanr, t as student
-from torch import nn
 
 from .adapters import METHODS
 from .attribution import attribution, gap_cube, waterfall
-from .backbones import BACKBONES, architecture, linears, meta_model
+from .backbones import BACKBONES
 from .comparison import SMALLEST, _slug, reading
-from .config import make_config
 from .effects import PAPER_RATE, RATES, SECTIONS, Change, Runs
 from .figures import FigureSpec, WIDTH, rank_maps, save_figure, styled
 from .frames import rank_frame, title
@@ -41,7 +38,7 @@ from .records import RecordError
 from .reporting import PALETTE, metric_value, peak_gib
 from .study import command
 from .tables import Column, Table, write_table
-from .training import average_train_loss, learning_rates, make_optimizer
+from .training import average_train_loss
 
 # %% ../nbs/08e_findings.ipynb #ffab680f
 def across(values) -> dict: # mean, low, high of the 95 % interval (missing for one seed), seeds
@@ -388,30 +385,6 @@ def base_table(frame: pd.DataFrame) -> Table: # of `base_frame`, not empty
     columns = (Column('base', {'base': '{}'}), Column('LoRA', {'qlora': '{:.3f}'}, 'validation loss'), Column('AdaLoRA', {'adalora': '{:.3f}'}, 'validation loss'),
                Column('gap', {'effect': '{:+.3f}'}), Column('95 % interval', {'low': '{:.3f}', 'high': ' to {:.3f}'}), Column('LoRA', {'qlora_memory': '{:.1f}'}, 'peak memory, GiB'), Column('AdaLoRA', {'adalora_memory': '{:.1f}'}, 'peak memory, GiB'), Column('seeds', {'seeds': '{}'}))
     return _table('base', 'A9', 'Two methods on two bases', frame, columns, ('Nats a token of the answer; gap: AdaLoRA minus LoRA, paired by seed.', 'The embedded weights come from a 4-bit file, so the 16-bit base holds values that were quantized once, by another scheme.'))
-
-# %% ../nbs/08e_findings.ipynb #4abb9da2
-def distance(p: torch.Tensor # [rank, width]
-             ) -> torch.Tensor:
-    "Frobenius distance of a basis from an orthonormal one"
-    return torch.linalg.matrix_norm(p @ p.T - torch.eye(len(p)))
-
-
-def penalty_course(backbone: str,    # a key of `BACKBONES`
-                   profile: str = 'paper' # the optimizer, its schedule and its steps
-                   ) -> list:        # weighted penalty in nats, before each optimizer step
-    "The penalty when nothing else drives the adapter"
-    cfg, generator = make_config(profile, 'adalora', backbone=backbone), torch.Generator().manual_seed(0)
-    widths = [w for name, layer in linears(meta_model(architecture(cfg))) if name.split('.')[-1] in cfg.modules for w in (layer.in_features, layer.out_features)]
-    params = {w: nn.Parameter(torch.normal(0., .02, (cfg.rank, w), generator=generator)) for w in set(widths)} # PEFT's initialisation
-    optimizer, course = make_optimizer([*params.values()], cfg), []
-    for rate in learning_rates(cfg):
-        optimizer.param_groups[0]['lr'] = rate
-        norms = {w: distance(p) for w, p in params.items()}
-        course.append(cfg.orth_weight * sum(norms[w].item() for w in widths) / len(widths))
-        (cfg.orth_weight / len(widths) * sum(norms.values())).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return course
 
 # %% ../nbs/08e_findings.ipynb #250c045f
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
-           'compile_times', 'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'answer', 'in_process',
-           'at_once', 'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity']
+           'compile_times', 'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'penalty_points', 'answer',
+           'in_process', 'at_once', 'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity',
+           'penalty']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
 import fcntl
@@ -26,11 +27,12 @@ import numpy as np
 import torch
 import typer
 
-from .adapters import attach
+from .adapters import attach, module_ranks
 from .backbones import BACKBONES, load_backbone, load_tokenizer
 from .config import ConfigError, RunConfig, project_root
 from .data import load_items, scored_splits, split_items
 from .evaluation import evaluate, predict, token_loss
+from .penalty import bare_adapter, penalty_history
 from .planning import GIB
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
@@ -285,9 +287,26 @@ def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest dist
     return dict(backbone=cfg.backbone, method=cfg.method, optimizer_state=cfg.optimizer_state, steps=steps, at=at) | {
         name: dict(loss=loss, adapter=values) for name, (loss, values) in zip(('again', 'taken_up'), apart)}
 
+# %% ../nbs/08a_measure.ipynb #bd638afd
+def penalty_points(backbone: str,  # a key of `BACKBONES`
+                   shown: int = 60 # steps of a course that are kept
+                   ) -> list:      # a point a noise: weighted penalty in nats at the start, on average over the epoch, at the end, and on the way
+    "The course of the penalty under the paper's optimizer and schedule"
+    cfg = run_config(dict(profile='paper', backbone=backbone, method='adalora', weights='random'))
+    model, points = bare_adapter(cfg), []
+    kept = np.unique(np.linspace(0, cfg.total_steps - 1, min(shown, cfg.total_steps)).round().astype(int))
+    for noise in (0., 1., 3.):
+        begin = time.perf_counter()
+        history = penalty_history(model, cfg, noise)
+        losses = [h['reported_loss'] for h in history]
+        points.append(dict(backbone=backbone, method=cfg.method, noise=noise, rank=cfg.rank, weight=cfg.orth_weight, lr=cfg.lr, steps=len(history), modules=len(module_ranks(model)),
+                           first_gradient=history[0]['grad_norm'], start=losses[0], mean=float(np.mean(losses)), end=losses[-1],
+                           course=[[history[i]['step'], float(f'{losses[i]:.6g}')] for i in kept], seconds=time.perf_counter() - begin))
+    return points
+
 # %% ../nbs/08a_measure.ipynb #38589ef2
 JOBS = dict(case=lambda job: run_case(Case(**job)), growth=lambda job: grow([Case(**c) for c in job['cases']]), evaluation=evaluation_time,
-            trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job), resumed=resumed)
+            trajectory=lambda job: trajectory(**job), outcome=lambda job: outcome(**job), resumed=resumed, penalty=lambda job: penalty_points(**job))
 
 
 def _child(job: dict): # kind and arguments
@@ -330,6 +349,7 @@ def told_point(p: dict) -> str:
     "A point in a line"
     name = ' '.join(str(p[k]) for k in ('backbone', 'method', 'mode', 'axis', 'x', 'path') if p.get(k))
     if 'error' in p: return f'{name}: {p["error"]}'
+    if 'course' in p: return f'{name}, noise {p["noise"]:g}: {p["start"]:.2f} nats at the start, {p["mean"]:.3f} on average, {p["end"]:.3f} at the end'
     if 'losses' in p: return f'{name}: {p["losses"][0]:.3f} to {p["losses"][-1]:.3f} nats'
     if 'val_loss' in p: return f'{name}, seed {p["seed"]}: {p["val_loss"]:.4f} nats'
     if 'taken_up' in p: return f'{name}, taken up: {p["taken_up"]["loss"]:.1e} nats apart; the same run again: {p["again"]["loss"]:.1e}'
@@ -409,6 +429,12 @@ def parity(out: _Out = None, only: _Only = '', more: _More = False, backbones: A
     jobs += [('trajectories', 'trajectory', dict(params=dict(backbone=b, method=m, lr=2e-3), path=path)) for b in backbones.split(',') for m, path in ways]
     jobs += [('resumed', 'resumed', dict(method=m, optimizer_state=state)) for m, state in (('qlora', 'float32'), ('adalora', 'float32'), ('qlora', 'paged_8bit'))]
     _do('parity', jobs, out, only, more, clock=False)
+
+
+@app.command()
+def penalty(out: _Out = None, backbones: Annotated[str, typer.Option(help='comma-separated')] = 'llama3-8b,qwen2-7b'):
+    "The course of AdaLoRA's penalty at full scale, alone and with noise."
+    _do('penalty', [('points', 'penalty', dict(backbone=b)) for b in backbones.split(',')], out, clock=False)
 
 
 if __name__ == '__main__' and '__file__' in globals(): app() # not in a notebook
