@@ -458,10 +458,11 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     dtype = getattr(torch, cfg.compute_dtype)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=cfg.double_quant,
                              bnb_4bit_compute_dtype=dtype) if cfg.quantization == 'nf4' else None
+    device = torch.cuda.current_device() if cfg.device == 'cuda' else 'cpu' # by number: weights are read in threads, whose current GPU is the first
     with _telling(str(folder)):
         check_sums(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=nf4, device_map={'': cfg.device}, attn_implementation='sdpa',
+            folder, dtype=dtype, quantization_config=nf4, device_map={'': device}, attn_implementation='sdpa',
             use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     if info['missing_keys']: # transformers would go on with random numbers in their place
         raise BackboneError(f"{folder} lacks {len(info['missing_keys'])} weights of the model, such as {sorted(info['missing_keys'])[0]}: copy the model folder again.")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KERNELS', 'CENTRE', 'GROWTH', 'CASES', 'PATHS', 'JOBS', 'app', 'bench_rows', 'device_peak', 'kernel_group',
            'kernel_times', 'late', 'take', 'measure', 'Case', 'growth_case', 'case_config', 'run_case', 'depth', 'grow',
-           'compile_times', 'evaluation_time', 'follow', 'trajectory', 'outcome', 'resumed', 'penalty_points', 'answer',
-           'in_process', 'at_once', 'told_point', 'asked_of', 'collect', 'steps', 'growth', 'evaluation', 'parity',
-           'penalty']
+           'compile_times', 'evaluation_time', 'follow', 'trajectory', 'validation_loss', 'outcome', 'resumed',
+           'penalty_points', 'answer', 'in_process', 'at_once', 'told_point', 'asked_of', 'collect', 'steps', 'growth',
+           'evaluation', 'parity', 'penalty']
 
 # %% ../nbs/08a_measure.ipynb #70c4ec81
 import fcntl
@@ -34,6 +34,7 @@ from .data import load_items, scored_splits, split_items
 from .evaluation import evaluate, predict, token_loss
 from .penalty import bare_adapter, penalty_history
 from .planning import GIB
+from .processes import place, sum_up
 from .prompts import Encoded, encode_item
 from .records import device_name, provenance, write_json
 from .study import refuse, run_config
@@ -67,7 +68,7 @@ def device_peak() -> dict: # GiB: device, allocated, reserved; empty without a G
 
 # %% ../nbs/08a_measure.ipynb #8e6a7f93
 KERNELS = {'attention': 'flash|fmha', 'frozen products': 'nvjet|gemm|cutlass|splitK', 'adapter': '^_thin|^_gather|^_wide|^_outer', 'unpacking': 'kDequantize',
-           'norms, rotation, activation': 'rms_norm|rope|swiglu|silu', 'optimizer': 'multi_tensor|kOptimizer|adam'}
+           'norms, rotation, activation': 'rms_norm|rope|swiglu|silu', 'optimizer': 'multi_tensor|kOptimizer|adam', 'between processes': '^nccl'}
 
 
 def kernel_group(name: str) -> str: # a key of `KERNELS`, or the rest
@@ -96,17 +97,19 @@ def late(times: list # ms, a step each
     return dict(ms=float(np.median(counted)), ms_quartiles=np.quantile(counted, (.25, .75)).tolist())
 
 
-def take(steps, stepper, accumulate, finish, sizes, rates) -> tuple: # (ms a step, ms of them until the gradient is complete)
+def take(steps, stepper, accumulate, finish, sizes, rates) -> tuple: # (ms a step, ms of them until this process's gradient is complete, ms of them in which the processes' are summed)
     "Take some steps, each to its end"
-    sync, whole, gradient = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None, [], []
+    sync, whole, gradient, summing = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None, [], [], []
     for step in steps:
         group, start = stepper.optimizer.param_groups[0], time.perf_counter()
         group['lr'].fill_(rates[step]) if torch.is_tensor(group['lr']) else group.update(lr=rates[step])
         for _ in range(stepper.plan.counts[step]): accumulate(next(sizes))
-        sync(); middle = time.perf_counter()
+        sync(); gradient.append(1e3 * (time.perf_counter() - start))
+        sum_up(stepper.flat.grad, stepper.task)
+        sync(); summing.append(1e3 * (time.perf_counter() - start) - gradient[-1])
         finish()
-        sync(); whole.append(1e3 * (time.perf_counter() - start)); gradient.append(1e3 * (middle - start))
-    return whole, gradient
+        sync(); whole.append(1e3 * (time.perf_counter() - start))
+    return whole, gradient, summing
 
 # %% ../nbs/08a_measure.ipynb #48915753
 def measure(cfg: RunConfig,       # resolved, random weights
@@ -129,7 +132,7 @@ def measure(cfg: RunConfig,       # resolved, random weights
         stepper, accumulate, _ = run
         plan, total = stepper.plan, len(stepper.plan.counts)
         how = *run, iter(plan.sizes), learning_rates(cfg)
-        times, gradient = take(range(total - profile), *how)
+        times, gradient, summing = take(range(total - profile), *how)
         seconds, peak = time.perf_counter() - begin, device_peak()
         kernels = kernel_times(lambda: take(range(total - profile, total), *how), profile) if profile else None
         losses = [h['task_loss'] for h in entries(stepper, how[-1], 0, total)]
@@ -137,7 +140,7 @@ def measure(cfg: RunConfig,       # resolved, random weights
                 gradient_checkpointing=cfg.gradient_checkpointing, batch_size=cfg.batch_size, micro_batch_size=cfg.micro_batch_size, dropout=cfg.dropout,
                 tokens=round(float(np.mean(plan.input_tokens))), filled_tokens=round(sum(plan.sizes) / total), largest=max(plan.sizes),
                 fused=bool(stepper.layers), recorded=len(accumulate.graphs), steps=total - profile, loading=loading, seconds=seconds,
-                **late(times), ms_gradient=late(gradient)['ms'], **peak, first_loss=losses[0], last_loss=losses[-1], **(dict(kernels=kernels) if kernels else {}))
+                **late(times), ms_gradient=late(gradient)['ms'], ms_sum=late(summing)['ms'] if place().size > 1 else 0., **peak, first_loss=losses[0], last_loss=losses[-1], **(dict(kernels=kernels) if kernels else {}))
 
 # %% ../nbs/08a_measure.ipynb #c346e513
 @dataclass(frozen=True)
@@ -267,12 +270,16 @@ def trajectory(params: dict, path: str, steps: int = 50) -> dict: # losses in na
                 total_rank=[h['total_rank'] for h in history])
 
 
+def validation_loss(model, tokenizer, items, cfg, history) -> float: # nats a token; takes what `follow` returns
+    "What a trained model is worth"
+    preds = predict(model, tokenizer, scored_splits(items, cfg)['validation'], cfg)
+    return token_loss(preds.nll.to_numpy(), preds.n_tokens.to_numpy())['value']
+
+
 def outcome(params: dict, path: str) -> dict: # val_loss in nats a token
     "What a whole run ends with, dropout on"
-    model, tokenizer, items, cfg, history = follow(params, path)
-    preds = predict(model, tokenizer, scored_splits(items, cfg)['validation'], cfg)
-    loss = token_loss(preds.nll.to_numpy(), preds.n_tokens.to_numpy())['value']
-    return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=loss)
+    *_, cfg, history = found = follow(params, path)
+    return dict(backbone=cfg.backbone, method=cfg.method, seed=cfg.seed, path=path, steps=len(history), dropout=cfg.dropout, val_loss=validation_loss(*found))
 
 # %% ../nbs/08a_measure.ipynb #231500b9
 def resumed(params: dict, steps: int = 50, at: int = 20) -> dict: # largest distance of a loss in nats, and of the adapter as a share of its norm

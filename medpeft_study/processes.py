@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from datetime import timedelta
 from functools import lru_cache
 from typing import NamedTuple, Optional
 
@@ -43,7 +44,7 @@ def place() -> Place: # `ConfigError` if there are fewer GPUs than processes
         mine, there = int(os.environ.get('LOCAL_RANK') or 0), torch.cuda.device_count()
         if mine >= there: raise ConfigError(f'Each process takes a GPU, and this machine has {there}: start {there} processes at most.')
         torch.cuda.set_device(mine)
-    distributed.init_process_group() # gloo for tensors on the CPU, NCCL on GPUs
+    distributed.init_process_group(timeout=timedelta(seconds=float(os.environ.get('MEDPEFT_PATIENCE_SECONDS') or 1800))) # gloo for tensors on the CPU, NCCL on GPUs
     atexit.register(distributed.destroy_process_group)
     return Place(distributed.get_rank(), distributed.get_world_size())
 
