@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchError', 'read_bench', 'load_bench', 'absent',
            'first_line', 'failed_notes', 'source_note', 'mode_of', 'memory', 'in_groups', 'Target', 'of_step',
-           'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front', 'label_beside',
-           'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps', 'slope',
-           'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences', 'said_trajectories',
-           'parity_figure', 'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation', 'planner_figure',
-           'said_planner', 'Part', 'said_targets', 'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
+           'said_first', 'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front',
+           'label_beside', 'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps',
+           'slope', 'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences',
+           'said_trajectories', 'parity_figure', 'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation',
+           'planner_figure', 'said_planner', 'Part', 'said_targets', 'parts_of', 'missing', 'build_parts',
+           'write_speed', 'speed_numbers']
 
 # %% ../nbs/07h_speed.ipynb #89f2c687
 import json
@@ -168,11 +169,21 @@ def _epoch(method): # seconds of a whole epoch of the small model, recording and
     return found
 
 
-def _evaluated(backbone): # seconds, of the slowest method
+_COMPILED = 1 # s of compiling above which a process was its machine's first
+
+
+def _evaluated(backbone): # seconds, of the slowest method that found its kernels compiled
     def found(bench):
         points = [p for p in bench.get('evaluation', {}).get('points', []) if p['backbone'] == backbone and p['items'] == _ITEMS and protocol_count(p) >= 2]
-        return max((p['seconds'] for p in points), default=None)
+        return max((p['seconds'] for p in points if p.get('compiling', 0) < _COMPILED), default=None)
     return found
+
+
+def said_first(bench: dict # maybe with evaluation
+               ) -> list:  # a sentence a process that was its machine's first
+    "What an evaluation takes where nothing is compiled yet"
+    first = [p for p in bench.get('evaluation', {}).get('points', []) if p.get('compiling', 0) >= _COMPILED]
+    return [f"An evaluation finds its kernels compiled. The first on a new machine took {p['seconds']:.1f} s ({p['compiling']:.1f} s of them Triton's), and {p['again']:.1f} s when repeated." for p in first]
 
 
 def protocol_count(point: dict) -> int: # of evaluation.json
@@ -207,7 +218,7 @@ def table_targets(bench: dict) -> Table: # of `load_bench`
     columns = (Column('Of', {'target': '{}'}), Column('At most', {'limit': '{:g}', 'unit': ' {}'}), Column('Measured', {'measured': '{:.4g}', 'unit': ' {}'}),
                Column('Of the limit, %', {'share': '{:.0f}'}), Column('Verdict', {'verdict': '{}'}))
     notes = ('A step of 16 rows on Llama-3-8B of random weights, where no backbone is named. Modes: see the table of all steps. Over QLoRA: the ratio of two steps\' times.',
-             'Memory: the peak on the device, CUDA\'s context included. An epoch and an evaluation are clocked from their first step to their last, kernels compiled and steps recorded on the way.',
+             'Memory: the peak on the device, CUDA\'s context included. An epoch is clocked from its first step to its last, kernels compiled and steps recorded on the way.', *said_first(bench),
              *filter(None, [source_note(bench[k], k.capitalize()) for k in ('steps', 'evaluation') if k in bench]))
     return Table('speed_targets', 7, 'What was asked for, and what was measured', pd.DataFrame(rows, dtype=object), columns, notes)
 
@@ -244,7 +255,9 @@ def table_contenders(bench: dict # with contenders
                Column('Tokens/s', {'tokens_per_s': '{:,.0f}'}), Column('Of the peak, %', {'peak_share': lambda v: f'{100 * v:.0f}'}),
                Column('GiB', {'device_gib': '{:.1f}'}))
     failed = [f"{r['contender']}, {r['variant']}, {r['group'].split(', ')[-1]}: not measured, {r['error']}." for r in rows if r['error']]
+    once = sum(p['contender'] == 'unsloth' and p.get('passes', 1) == 1 for p in bench['contenders']['points'])
     notes = ('Step: median over the optimizer steps after the first three, in brackets the quartiles. Times ours: over the fastest step of this study in the group.',
+             *([f'Unsloth compiles anew for lengths that it has not seen. Steps are those of a second pass over the rows, but for {once} of its ways, which were measured in the first and are slower by that.'] if once else []),
              'Rows: a pass × passes a step. Recomputed: gradient checkpointing. Of the peak: the floating-point operations that the step needs, over those that the card could do in its time. GiB: peak memory on the device, CUDA\'s context included.',
              *filter(None, [source_note(bench['contenders'])]), *failed)
     return Table('speed_contenders', 8, 'A training step, here and elsewhere', frame, columns, notes, 'group')
