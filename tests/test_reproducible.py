@@ -83,6 +83,21 @@ def test_the_record_has_the_hash_of_the_adapter(twice):
     assert record(folder, id)['model']['adapter'] == dict(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
+@pytest.mark.parametrize('twice', ['adalora'], indirect=True)
+def test_a_record_is_made_again_by_its_own_command_and_compared(twice, root, tmp_path):
+    id, folder, _ = twice
+    env, out = os.environ | dict(MEDPEFT_REPORTS=str(folder), OMP_NUM_THREADS='2', OMP_WAIT_POLICY='PASSIVE'), tmp_path / 'reproduced.json'
+    before = sorted(p for p in folder.rglob('*'))
+    call = lambda *words: subprocess.run([sys.executable, '-m', 'medpeft_study.again', *words, '--out', str(out)], cwd=root, env=env, capture_output=True, text=True, timeout=600)
+    done = call(id)
+    assert done.returncode == 0 and f'{id}: within the tolerance' in done.stdout, done.stderr[-3000:]
+    found, = json.loads(out.read_text())['points']
+    assert not any(found['largest'].values()) and found['training'] == found['ranks'] == 0 and found['device_now'] == found['device_then'] and len(found['metrics']) > 8
+    assert sorted(p for p in folder.rglob('*')) == before # nothing of the run itself is touched
+    lost = call('no-such-run')
+    assert lost.returncode == 2 and lost.stderr.count('\n') == 1 and 'There is no record' in lost.stderr
+
+
 def test_export_hands_on_the_adapter_and_the_merged_model(twice, export, tmp_path):
     "Both compute what the run's model computed"
     id, folder, _ = twice
