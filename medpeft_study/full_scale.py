@@ -55,7 +55,7 @@ def course_table(bench: dict # of `load_bench`, with penalty
                Column('training', {'paper_train': '{:.4f}'}, 'AdaLoRA\'s loss in the paper'), Column('validation', {'paper_val': '{:.4f}'}, 'AdaLoRA\'s loss in the paper'))
     p = bench['penalty']['points'][0]
     setting = f"Rank {p['rank']}, weight {p['weight']:g}, {p['steps']} steps of AdamW at a peak rate of {p['lr']:g}, cosine, warm-up; all adapted matrices. " if 'rank' in p else ''
-    return Table(PREFIX + 'course', 'A12', 'AdaLoRA\'s penalty at full scale, without a task', course_frame(bench), columns,
+    return Table(PREFIX + 'course', 'A12', 'AdaLoRA\'s penalty at full scale, without a task', course_frame(bench).drop(columns='course'), columns,
                  (setting + 'Noise: drawn anew each step, its norm in norms of the penalty\'s own first gradient.', *filter(None, [source_note(bench['penalty'])]), *failed_notes(bench['penalty'])), group='backbone')
 
 
@@ -138,7 +138,7 @@ def rehearsal_table(frame: pd.DataFrame # of `rehearsal_frame`, not empty
                Column('mean rank', {'rank': '{}', 'last': ' → {:.1f}'}), Column('loss before training', {'before': '{:.2f}'}), Column('of a blind guess', {'guess': '{:.2f}'}))
     made = ' and '.join(f'{d}, commit {c}' for d, c in frame[['device', 'commit']].drop_duplicates().itertuples(index=False))
     return Table(PREFIX + 'rehearsal', 'A14', 'The paper\'s four runs, rehearsed with random weights', frame, columns,
-                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}.', 'A random backbone knows nothing: its loss before training is that of a guess among all tokens, and its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
+                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}.', 'A random backbone knows nothing: its loss before training is no lower than that of a blind guess among all tokens. Its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
 
 
 def rehearsal_said(records: list) -> str: # Markdown

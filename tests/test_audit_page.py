@@ -7,9 +7,11 @@ from dataclasses import asdict
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
-from medpeft_study.config import padded_windows, run_id
+from medpeft_study.again import compare_records, keep
+from medpeft_study.config import RunConfig, padded_windows, run_id
 from medpeft_study.effects import RATES, SECTIONS, Runs
 from medpeft_study.frames import load_records
 from medpeft_study.study import STUDIES, command, run_config
@@ -41,11 +43,16 @@ def made(params, models, rng):
     return r | dict(run_id=run_id(cfg), study='audit', config=asdict(cfg))
 
 
+def mini(root):
+    "Method -> a committed record of the study mini"
+    found = [json.loads(p.read_text()) for p in sorted((root / 'reports' / 'records').glob('*.json'))]
+    return {r['config']['method']: r for r in found if (r['study'], r['config']['backbone'], r['config']['prompt']) == ('mini', 'smollm2-135m', 'open')}
+
+
 @pytest.fixture(scope='module')
 def world(root):
     "Every record of the study, as JSON"
-    mini = [json.loads(p.read_text()) for p in sorted((root / 'reports' / 'records').glob('*.json'))]
-    models, rng = {r['config']['method']: r for r in mini if r['study'] == 'mini' and r['config']['prompt'] == 'open'}, np.random.default_rng(0)
+    models, rng = mini(root), np.random.default_rng(0)
     return [(made(params, models, rng), models) for params in STUDIES['audit'].runs]
 
 
@@ -71,6 +78,22 @@ def page(root, folder, monkeypatch):
     return text, {p.name for kind in ('tables', 'figures') for p in (folder / kind).glob('*')}
 
 
+def beyond(root, folder):
+    "What the page's last sections ask for: frozen runs and the same with held-out rows, rehearsed runs, a course of the penalty, a run made again"
+    for method, frozen in mini(root).items():
+        for study, change in (('mini', {}), ('held_out', dict(unlock_test=True)), ('rehearsal', dict(backbone='llama3-8b', weights='random', backbone_revision=''))):
+            config = frozen['config'] | change
+            r = frozen | dict(study=study, config=config, run_id=run_id(RunConfig(**config)))
+            frame = pd.read_parquet(root / 'reports' / 'predictions' / f"{frozen['run_id']}.parquet")
+            if study == 'held_out': r, frame = r | dict(metrics=r['metrics'] + [m | dict(split='test') for m in r['metrics']]), pd.concat([frame, frame.assign(split='test')])
+            (folder / 'records' / f"{r['run_id']}.json").write_text(json.dumps(r, indent=1, sort_keys=True))
+            frame.to_parquet(folder / 'predictions' / f"{r['run_id']}.parquet")
+    points = [dict(backbone=b, noise=n, start=6.1, mean=.8 + n, end=.5 * n, course=[[1, 6.1], [313, max(.5 * n, 1e-5)]]) for b in ('llama3-8b', 'qwen2-7b') for n in (0., 1., 3.)]
+    (folder / 'bench').mkdir()
+    (folder / 'bench' / 'penalty.json').write_text(json.dumps(dict(points=points)))
+    keep(compare_records(r, r), folder / 'bench' / 'reproduced.json')
+
+
 MEASURED = {s.title: name for name, s in SECTIONS.items()}
 
 
@@ -79,6 +102,8 @@ def test_without_records_every_section_says_so_and_how_to_get_them(root, tmp_pat
     for title, name in MEASURED.items():
         assert f'{len(SECTIONS[name].runs)} of the {len(SECTIONS[name].runs)} runs of this section' in text[title] and 'papermill nbs/run.ipynb' in text[title]
         assert 'Verdict' not in text[title]
+    for title, command in {'The held-out rows': 'medpeft study held_out', 'Whether a run repeats itself': 'python -m medpeft_study.again'}.items(): assert command in text[title] and 'Verdict' not in text[title]
+    assert all(command in text['At full scale, without the weights'] for command in ('python -m medpeft_study.measure penalty', 'python -m medpeft_study.measure steps', 'medpeft study rehearsal'))
     assert {f.split('.')[0] for f in files} == {'audit_pipelines'} # arithmetic needs no record
 
 
@@ -92,7 +117,8 @@ def test_with_some_records_a_section_shows_them_and_says_what_is_missing(root, t
 
 
 def test_with_all_records_nothing_is_missing_and_verdicts_follow_the_rule(root, tmp_path, world, monkeypatch):
-    text, files = page(root, laid(root, tmp_path, world), monkeypatch)
+    beyond(root, laid(root, tmp_path, world))
+    text, files = page(root, tmp_path, monkeypatch)
     for title in MEASURED: assert 'Verdict' in text[title] and 'not there yet' not in text[title], title
     says = lambda section, words, verdict: any(words in line and f'**{verdict}**' in line for line in text[SECTIONS[section].title].split('\n'))
     assert says('allocator', 'gradients zero', 'the loss rises') and says('allocator', 'never called', 'the loss falls') and says('allocator', 'tfinal', 'no difference that matters')
@@ -100,7 +126,11 @@ def test_with_all_records_nothing_is_missing_and_verdicts_follow_the_rule(root, 
     assert says('rates', 'Each at its best (QLoRA 0.002, AdaLoRA 0.002)', 'it is higher')
     padding = text[SECTIONS['padding'].title]
     assert 'No share of padding' in padding and 'would take 9' in padding
-    assert {f'audit_{name}.svg' for name in ('effects', 'windows', 'rates', 'ranks', 'parts')} < files
+    assert {f'audit_{name}.svg' for name in ('effects', 'windows', 'rates', 'ranks', 'parts', 'course')} | {f'audit_{name}.csv' for name in ('held_out', 'course', 'rehearsal', 'again')} < files
+    assert '2 runs, whose' in text['The held-out rows'] and '11 of the 13 runs' in text['The held-out rows'] and 'No other committed run' in text['The held-out rows']
+    scale = text['At full scale, without the weights']
+    assert scale.count('in 3 of the 3 cases') == scale.count('depends on the gradients of its task') == 2 and '2 of the 4 runs of the rehearsal' in scale
+    assert '1 of 1 runs came out within the tolerance, 1 of them with equal numbers throughout: **they repeat**' in text['Whether a run repeats itself']
 
 
 def test_a_verdict_turns_with_the_records(root, tmp_path, world, monkeypatch):
