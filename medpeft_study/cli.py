@@ -158,7 +158,7 @@ def export(name: Annotated[str, typer.Argument(metavar='RUN_ID', help='a finishe
     except (BackboneError, ConfigError, RecordError, SavingError) as e: refuse(str(e))
     typer.echo(f'{to} holds {"the merged model" if merged else "the adapter"} of {name}: load it with {"AutoModelForCausalLM" if merged else "PeftModel"}.from_pretrained.')
 
-# %% ../nbs/08d_cli.ipynb #220e8d39
+# %% ../nbs/08d_cli.ipynb #de2e3f80
 _RUN = typer.Argument(metavar='RUN_ID', help='a finished run', autocompletion=run_ids)
 
 
@@ -188,7 +188,7 @@ def push(name: Annotated[str, _RUN],
         typer.echo(upload(folder, to, name, publish, public))
     except (BackboneError, ConfigError, RecordError, SavingError) as e: refuse(str(e))
 
-# %% ../nbs/08d_cli.ipynb #e5bcdecb
+# %% ../nbs/08d_cli.ipynb #da33d3a7
 PAGES = ('report', 'bench_report', 'audit', 'claims', 'what_happens_when', 'index') # show what records say
 
 
