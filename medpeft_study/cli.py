@@ -18,7 +18,6 @@ import typer
 
 from .adapters import resolve_adapter
 from .backbones import BackboneError, load_tokenizer
-from .cards import dataset_card, model_card, push as upload, write_card
 from .config import ConfigError, RunConfig, project_root, report_paths
 from .data import resolve_data
 from .doctor import findings, told
@@ -158,7 +157,7 @@ def export(name: Annotated[str, typer.Argument(metavar='RUN_ID', help='a finishe
     except (BackboneError, ConfigError, RecordError, SavingError) as e: refuse(str(e))
     typer.echo(f'{to} holds {"the merged model" if merged else "the adapter"} of {name}: load it with {"AutoModelForCausalLM" if merged else "PeftModel"}.from_pretrained.')
 
-# %% ../nbs/08d_cli.ipynb #de2e3f80
+# %% ../nbs/08d_cli.ipynb #f67d500a
 _RUN = typer.Argument(metavar='RUN_ID', help='a finished run', autocompletion=run_ids)
 
 
@@ -167,6 +166,7 @@ def make_card(name: Annotated[str, _RUN],
               out: Annotated[Optional[Path], typer.Option(help='folder for its README.md; left out: that of the run\'s adapter')] = None,
               dataset: Annotated[bool, typer.Option('--dataset', help='of the data that the run saw, and not of its adapter')] = False):
     "Write the model card of a run, or the card of its data.  Example: medpeft card qlora-smollm2-135m-085e35c4 --out my_card"
+    from medpeft_study.cards import dataset_card, model_card, write_card # seconds that the other commands need not wait
     try:
         record, folder = record_of(name), out or adapter_folder(name)
         if not out and (dataset or not folder.is_dir()):
@@ -182,13 +182,14 @@ def push(name: Annotated[str, _RUN],
          publish: Annotated[bool, typer.Option('--publish', help='send it; without this, what would be sent is told')] = False,
          public: Annotated[bool, typer.Option('--public/--private', help='who may see a repository that is made now')] = False):
     "Upload a run's adapter and its card to the hub.  Example: medpeft push qlora-smollm2-135m-0a1b2c3d --to me/my-adapter --publish"
+    from medpeft_study.cards import model_card, push as upload, write_card
     try:
         _, folder = kept_run(name)
         write_card(model_card(record_of(name)), folder, name)
         typer.echo(upload(folder, to, name, publish, public))
     except (BackboneError, ConfigError, RecordError, SavingError) as e: refuse(str(e))
 
-# %% ../nbs/08d_cli.ipynb #da33d3a7
+# %% ../nbs/08d_cli.ipynb #09cb2d3b
 PAGES = ('report', 'bench_report', 'audit', 'claims', 'what_happens_when', 'index') # show what records say
 
 
