@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'PAGES', 'run_ids', 'run', 'study', 'planned', 'plan', 'doctor', 'record_of', 'kept_run', 'export', 'make_card',
-           'push', 'report', 'docs']
+           'push', 'harness', 'report', 'docs']
 
 # %% ../nbs/08d_cli.ipynb #00007ccf
 import shutil
@@ -19,7 +19,7 @@ import typer
 from .adapters import resolve_adapter
 from .backbones import BackboneError, load_tokenizer
 from .config import ConfigError, RunConfig, project_root, report_paths
-from .data import resolve_data
+from .data import DATASETS, DataError, load_items, resolve_data, scored_splits, split_items
 from .doctor import findings, told
 from .engine import failures, run_study, study_jobs
 from .planning import CARDS, MARGIN, Card, card, card_here, choose_mode, free_memory, plan_table
@@ -188,6 +188,27 @@ def push(name: Annotated[str, _RUN],
         write_card(model_card(record_of(name)), folder, name)
         typer.echo(upload(folder, to, name, publish, public))
     except (BackboneError, ConfigError, RecordError, SavingError) as e: refuse(str(e))
+
+# %% ../nbs/08d_cli.ipynb #8caf5d68
+@app.command()
+def harness(what: Annotated[list[str], typer.Argument(help='a run\'s id, or a dataset with name=value pairs, as in: pubmedqa train_rows=400', autocompletion=run_ids)],
+            out: Annotated[Path, typer.Option(help='folder to make')],
+            evaluate: Annotated[bool, typer.Option('--evaluate', help='have lm-evaluation-harness answer them with the run\'s adapter, beside the record')] = False):
+    "Write validation rows as tasks of lm-evaluation-harness.  Example: medpeft harness phenotype-qa --out tasks"
+    from medpeft_study.harness import task_report, write_tasks
+    name, *pairs = what
+    try:
+        of_run = name not in DATASETS and not name.startswith(('/', '.', '~'))
+        if of_run and pairs: raise ConfigError(f'{" ".join(pairs)} cannot stand beside the run {name}: its config is in its record.')
+        if evaluate and not of_run: raise ConfigError(f'--evaluate needs a run: {name} is a dataset.')
+        if of_run: cfg, folder = kept_run(name) if evaluate else (config_here(RunConfig(**record_of(name)['config'])), None)
+        else: cfg = resolve_data(given_fields(dict(profile='paper', dataset=name) | _pairs(pairs))[0])
+        rows = scored_splits(split_items(load_items(cfg)[0], cfg), cfg)['validation']
+        tokenizer = load_tokenizer(cfg) if of_run else None
+        tasks = write_tasks(rows, cfg.dataset, out, tokenizer)
+        typer.echo(f'{len(rows)} rows. To answer them:\nlm_eval --model hf --model_args pretrained=MODEL --include_path {out} --tasks {",".join(tasks)}')
+        if evaluate: typer.echo(task_report(record_of(name), load_adapter(folder, cfg).get_base_model(), tokenizer, out, tasks))
+    except (BackboneError, ConfigError, DataError, RecordError, SavingError) as e: refuse(str(e))
 
 # %% ../nbs/08d_cli.ipynb #09cb2d3b
 PAGES = ('report', 'bench_report', 'audit', 'claims', 'what_happens_when', 'index') # show what records say
