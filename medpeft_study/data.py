@@ -8,9 +8,10 @@ __all__ = ['FEATURES', 'LONGEST', 'MOST_CHOICES', 'HPO_PACKAGE', 'HPO_MEMBER', '
            'text_problem', 'row_problem', 'check_items', 'fingerprint', 'make_items', 'word_stems', 'content_words',
            'stands_in', 'file_hash', 'package_member', 'joined_parts', 'Term', 'read_obo', 'Ontology', 'answerable',
            'tells_synonym', 'branch_of', 'surface', 'word_index', 'distractor_pool', 'pick_distractors', 'build_domain',
-           'place_answers', 'build_phenotype', 'phenotype_items', 'DatasetSpec', 'dataset_folder', 'resolve_data',
-           'hub_table', 'hub_commit', 'hub_rows', 'csv_rows', 'jsonl_rows', 'parquet_rows', 'local_file', 'local_rows',
-           'check_columns', 'load_items', 'split_items', 'near_rows', 'duplicates_across', 'rule_accuracy',
+           'place_answers', 'build_phenotype', 'phenotype_items', 'DatasetSpec', 'medqa_row', 'medmcqa_row',
+           'pubmedqa_row', 'dataset_spec', 'dataset_folder', 'is_local', 'resolve_data', 'hub_table', 'hub_commit',
+           'hub_rows', 'csv_rows', 'jsonl_rows', 'parquet_rows', 'local_file', 'local_rows', 'check_columns',
+           'our_rows', 'load_items', 'split_items', 'near_rows', 'duplicates_across', 'rule_accuracy',
            'trivial_baselines', 'scored_splits', 'describe_data', 'baseline_table']
 
 # %% ../nbs/01_data.ipynb #21f696b3
@@ -103,11 +104,12 @@ def fingerprint(items: Dataset # rows with the five columns
     return digest.hexdigest()[:16]
 
 
-def make_items(tables: dict # domain -> list of checked rows; a row without item_id gets '<domain>/<row index>'
+def make_items(tables: dict,          # domain -> list of checked rows; a row without item_id gets '<domain>/<row index>'
+               told: bool = False     # whether each row tells its own domain
                ) -> Dataset:
     "One dataset out of the rows of every domain"
     named = lambda row, default: default if row.get('item_id') in (None, '') else str(row['item_id'])
-    return Dataset.from_list([dict(item_id=named(row, f'{domain}/{n}'), domain=domain, **{k: row[k] for k in _NEEDED})
+    return Dataset.from_list([dict(item_id=named(row, f'{domain}/{n}'), domain=row['domain'] if told else domain, **{k: row[k] for k in _NEEDED})
                               for domain, rows in tables.items() for n, row in enumerate(rows)], features=FEATURES)
 
 # %% ../nbs/01_data.ipynb #c4ada34c
@@ -439,6 +441,10 @@ class DatasetSpec:
     build: Optional[Callable] = None  # function without arguments that returns all rows; None if it comes from the hub
     source: str = ''                  # of a built one: what it is built from
     title: str = ''                   # as printed in tables and figures; '' for its name
+    columns: tuple = _NEEDED          # of the source
+    row: Optional[Callable] = None    # row of the source -> question, choices, answer, domain; None where the source has our columns
+    hub_config: str = ''              # the one hub configuration, where `configs` are its splits
+    test_config: str = ''             # the one of `configs` that the held-out test rows come from, and no others; '' for any
 
 # %% ../nbs/01_data.ipynb #1ac1f5cb
 DATASETS = {
@@ -455,21 +461,69 @@ DATASETS = {
         citation='Human Phenotype Ontology, release 2025-01-16, https://hpo.jax.org',
         source=f'{HPO_PACKAGE}:{HPO_MEMBER} sha256 {HPO_SHA256}', title='PhenotypeQA')}
 
+# %% ../nbs/01_data.ipynb #4fdb1c21
+def medqa_row(row: dict) -> dict: # options: letter -> text; answer_idx: a letter
+    "A row of MedQA; its domain is the step of the examination"
+    letters = sorted(k for k, v in row['options'].items() if v is not None)
+    return dict(question=row['question'], choices=[row['options'][k] for k in letters], answer=letters.index(row['answer_idx']), domain=row.get('meta_info') or 'USMLE')
+
+
+def medmcqa_row(row: dict) -> dict: # opa to opd; cop: 0 to 3
+    "A row of MedMCQA; its domain is the subject"
+    return dict(question=row['question'], choices=[row[k] for k in ('opa', 'opb', 'opc', 'opd')], answer=int(row['cop']), domain=row.get('subject_name') or 'MedMCQA')
+
+
+def pubmedqa_row(row: dict) -> dict: # context: contexts, parts of an abstract; final_decision: a word
+    "A row of PubMedQA: the abstract without its conclusion, then the question"
+    choices = ['yes', 'no', 'maybe']
+    return dict(question='\n\n'.join([' '.join(row['context']['contexts']), row['question']]), choices=choices, answer=choices.index(row['final_decision']), domain='PubMedQA')
+
+# %% ../nbs/01_data.ipynb #711b7330
+DATASETS |= {
+    'medqa': DatasetSpec(
+        hub_id='GBaker/MedQA-USMLE-4-options', revision='main', hub_config='default', configs=('train', 'test'), test_config='test',
+        columns=('question', 'options', 'answer_idx'), row=medqa_row, licence='CC-BY-4.0', title='MedQA (USMLE)',
+        citation='D. Jin et al., What Disease Does This Patient Have?, Applied Sciences 11(14), 6421 (2021)'),
+    'medmcqa': DatasetSpec(
+        hub_id='openlifescienceai/medmcqa', revision='main', hub_config='default', configs=('train', 'validation'), test_config='validation',
+        columns=('question', 'opa', 'opb', 'opc', 'opd', 'cop'), row=medmcqa_row, licence='Apache-2.0', title='MedMCQA',
+        citation='A. Pal, L. K. Umapathi, M. Sankarasubbu, MedMCQA, Proceedings of Machine Learning Research 174, 248 (2022)'),
+    'pubmedqa': DatasetSpec(
+        hub_id='qiaojin/PubMedQA', revision='main', hub_config='pqa_labeled', configs=('train',),
+        columns=('question', 'context', 'final_decision'), row=pubmedqa_row, licence='MIT', title='PubMedQA',
+        citation='Q. Jin et al., PubMedQA, EMNLP-IJCNLP 2019, 2567')}
+
+# %% ../nbs/01_data.ipynb #31d2d21c
+def dataset_spec(name: str # a key of `DATASETS`, or the path of a folder, as in ./my_folder
+                 ) -> DatasetSpec: # `ConfigError` if it is neither, or holds nothing to read
+    "The entry of a dataset"
+    if name in DATASETS: return DATASETS[name]
+    if not name.startswith(('/', '.', '~')): raise ConfigError(f'dataset = {name!r} is unknown; choose one of: {", ".join(DATASETS)}, or give a folder, as in ./my_folder.')
+    folder = project_root() / Path(name).expanduser()
+    if not folder.is_dir(): raise ConfigError(f'dataset = {name!r} is no folder: it would be {folder}.')
+    stems = sorted({p.stem for p in folder.iterdir() if p.suffix[1:] in FORMATS and not p.name.startswith('.')})
+    if not stems: raise ConfigError(f'dataset = {name!r} holds no file that ends with {", ".join(FORMATS)}; give a folder with a file a domain.')
+    return DatasetSpec(revision='', configs=tuple(stems), licence='not known to us: that of its owners', citation='')
+
 # %% ../nbs/01_data.ipynb #544f2ad2
-def dataset_folder(cfg: RunConfig) -> Path: # of `dataset_path`; a relative one starts at the project root
+def dataset_folder(cfg: RunConfig) -> Path: # of `dataset_path`, or the dataset itself; a relative one starts at the project root
     "The local folder of a run's data"
-    return project_root() / Path(cfg.dataset_path).expanduser()
+    return project_root() / Path(cfg.dataset_path or cfg.dataset).expanduser()
+
+
+def is_local(cfg: RunConfig) -> bool:
+    "Whether the data comes from a folder"
+    return bool(cfg.dataset_path) or cfg.dataset not in DATASETS
 
 
 def resolve_data(cfg: RunConfig    # config of a run
                  ) -> RunConfig:   # with `dataset_revision` filled in; `ConfigError` if the dataset or its folder is unknown, or a domain has no file
     "Check what can be known of the data without the network, and pin the revision"
-    if cfg.dataset not in DATASETS:
-        raise ConfigError(f'dataset = {cfg.dataset!r} is unknown; choose one of: {", ".join(DATASETS)}.')
+    spec = dataset_spec(cfg.dataset)
+    if cfg.dataset_path and cfg.dataset not in DATASETS: raise ConfigError(f'dataset = {cfg.dataset!r} is a folder already: leave dataset_path out.')
     if cfg.dataset_path and not dataset_folder(cfg).is_dir():
         raise ConfigError(f'dataset_path = {cfg.dataset_path!r} is no folder; give one with a file a domain, or leave it empty.')
-    spec = DATASETS[cfg.dataset]
-    if cfg.dataset_path:
+    if is_local(cfg):
         for config in spec.configs: local_file(dataset_folder(cfg), config)
     if spec.build and not cfg.dataset_path and cfg.dataset_revision not in ('', spec.revision):
         raise ConfigError(f'dataset_revision = {cfg.dataset_revision!r} cannot be built; this version builds {spec.revision!r}.')
@@ -490,15 +544,16 @@ def _quiet():
 # %% ../nbs/01_data.ipynb #e0930549
 def hub_table(spec: DatasetSpec, config: str, revision: str) -> Dataset: # `DataError` if it cannot be had
     "The rows of one configuration"
-    what = f'{spec.hub_id}, configuration {config}, revision {revision}'
+    name, split = (spec.hub_config, config) if spec.hub_config else (config, spec.split)
+    what = f'{spec.hub_id}, configuration {name}, revision {revision}'
     try:
-        with _quiet(): return load_dataset(spec.hub_id, config, split=spec.split, revision=revision)
+        with _quiet(): return load_dataset(spec.hub_id, name, split=split, revision=revision)
     except DatasetNotFoundError as e:
         raise DataError(f'{what} is not there or gated: check the name and revision, accept its terms on its hub page and run `hf auth login`.') from e
     except (ConnectionError, TimeoutError) as e:
         raise DataError(f'{what} cannot be reached: connect to the network, set HF_HUB_OFFLINE=1 if it is cached, or give a folder with its files as dataset_path.') from e
     except (ValueError, OSError, DatasetGenerationError) as e:
-        raise DataError(f'{what} cannot be read ({" ".join(str(e).split())[:200]}); check that it has this configuration and a split {spec.split!r}.') from e
+        raise DataError(f'{what} cannot be read ({" ".join(str(e).split())[:200]}); check that it has this configuration and a split {split!r}.') from e
 
 # %% ../nbs/01_data.ipynb #7ef064d6
 def hub_commit(table: Dataset, revision: str) -> str: # the commit; the revision asked for where a repository has none
@@ -518,7 +573,7 @@ def hub_rows(spec: DatasetSpec, revision: str) -> tuple: # configuration -> rows
     tables, commits = {}, set()
     for config in spec.configs:
         table = hub_table(spec, config, revision)
-        check_columns(table.column_names, f'{spec.hub_id}, {config}')
+        check_columns(table.column_names, f'{spec.hub_id}, {config}', spec.columns)
         commits.add(hub_commit(table, revision))
         tables[config] = list(table)
     if len(commits) > 1: raise DataError(f'{spec.hub_id} changed while it was read ({", ".join(sorted(commits))}); pin dataset_revision to one.')
@@ -542,7 +597,7 @@ def _unique(pairs): # of a JSON object
     return out
 
 # %% ../nbs/01_data.ipynb #83d416ea
-def csv_rows(path: Path) -> list: # a dict a row, `choices` and `answer` read where they can be; `ValueError` naming the line
+def csv_rows(path: Path, needed: tuple = _NEEDED) -> list: # a dict a row, `choices` and `answer` read where they can be; `ValueError` naming the line
     "Rows of a CSV file: UTF-8, a header, the choices as a JSON list"
     reader = csv.reader(io.StringIO(_text_of(path), newline=''), strict=True)
     try:
@@ -552,7 +607,7 @@ def csv_rows(path: Path) -> list: # a dict a row, `choices` and `answer` read wh
         for cells in reader:
             if len(cells) not in (0, len(names)): raise ValueError(f'line {reader.line_num}: {len(cells)} cells under {len(names)} column names')
             if cells: rows.append(_from_csv(dict(zip(names, cells))))
-        check_columns(names, path.name)
+        check_columns(names, path.name, needed)
         return rows
     except csv.Error as e: raise ValueError(f'line {reader.line_num}: {e}') from None
 
@@ -566,7 +621,7 @@ def _from_csv(row):
     return out
 
 # %% ../nbs/01_data.ipynb #9ed990b0
-def jsonl_rows(path: Path) -> list: # a dict a row; `ValueError` naming the line
+def jsonl_rows(path: Path, needed: tuple = _NEEDED) -> list: # a dict a row; `ValueError` naming the line
     "Rows of a file with one JSON object a line"
     rows = []
     for n, line in enumerate(io.StringIO(_text_of(path)), 1):
@@ -580,7 +635,7 @@ def jsonl_rows(path: Path) -> list: # a dict a row; `ValueError` naming the line
     return rows
 
 
-def parquet_rows(path: Path) -> list: # a dict a row; `ValueError`, or an error of Arrow
+def parquet_rows(path: Path, needed: tuple = _NEEDED) -> list: # a dict a row; `ValueError`, or an error of Arrow
     "Rows of a parquet file"
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
@@ -589,8 +644,9 @@ def parquet_rows(path: Path) -> list: # a dict a row; `ValueError`, or an error 
         if file.metadata.num_rows > MOST_ROWS or not 0 <= size <= MOST_BYTES: raise ValueError(f'it unpacks to {file.metadata.num_rows:,} rows and {size:,} bytes; {MOST_ROWS:,} and {MOST_BYTES:,} at most')
         if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows: # Arrow allocates what a group claims
             raise ValueError(f'its parts hold {sum(rows):,} rows, where {file.metadata.num_rows:,} are announced')
-        check_columns(names, path.name)
-        return file.read(columns=[c for c in (*_NEEDED, 'item_id') if c in names], use_threads=False).to_pylist()
+        check_columns(names, path.name, needed)
+        wanted = [c for c in (*_NEEDED, 'item_id') if c in names] if needed == _NEEDED else names
+        return file.read(columns=wanted, use_threads=False).to_pylist()
 
 # %% ../nbs/01_data.ipynb #e5441001
 FORMATS = dict(parquet=parquet_rows, jsonl=jsonl_rows, csv=csv_rows) # file ending -> reader
@@ -604,35 +660,56 @@ def local_file(folder: Path, config: str) -> Path: # `ConfigError` if there is n
     return found[0]
 
 # %% ../nbs/01_data.ipynb #089b7131
-def local_rows(path: Path) -> list: # checked rows; `DataError` if the file cannot be read as what its ending says, or a row is wrong
+def local_rows(path: Path, needed: tuple = _NEEDED) -> list: # `DataError` if the file cannot be read as what its ending says, or lacks a column
     "The rows of one file"
     ending = path.suffix[1:]
     try:
         if path.stat().st_size > MOST_BYTES: raise ValueError(f'it has {path.stat().st_size:,} bytes, {MOST_BYTES:,} at most')
-        rows = FORMATS[ending](path)
+        rows = FORMATS[ending](path, needed)
     except DataError: raise
     except Exception as e: # the system, Arrow and the parsers each have errors of their own
         reason = ' '.join(str(e).split())[:200].rstrip('.')
         raise DataError(f'{path.name} cannot be read as {ending} ({reason}); check the file.') from e
-    check_columns(list(dict.fromkeys(name for row in rows for name in row)) if rows else list(_NEEDED), path.name)
-    check_items(rows, path.name)
+    check_columns(list(dict.fromkeys(name for row in rows for name in row)) if rows else list(needed), path.name, needed)
     return rows
 
 
-def check_columns(names: list, where: str): # `DataError` if one of question, choices, answer is missing
+def check_columns(names: list, where: str, needed: tuple = _NEEDED): # `DataError` if one of those that are needed is missing
     "Check the columns of one source"
-    missing = [name for name in _NEEDED if name not in names]
+    missing = [name for name in needed if name not in names]
     if missing: raise DataError(f'{where} has no column {", ".join(missing)}; its columns are {shown(list(names), 200)}.')
+
+# %% ../nbs/01_data.ipynb #9f478a94
+def our_rows(rows: list,       # of one source
+             spec: DatasetSpec,
+             config: str,      # which of its configs
+             where: str        # file or configuration, for the message
+             ) -> tuple:       # (checked rows, how many were left out); `DataError`
+    "Rows in our columns"
+    if not spec.row:
+        check_items(rows, where)
+        return rows, 0
+    out, first = [], ''
+    for n, row in enumerate(rows):
+        try: new = dict(spec.row(row), item_id=f'{config}/{n}')
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e: new, problem = None, f'{type(e).__name__}: {shown(str(e))[1:-1]}'
+        else: problem = row_problem(new)
+        if not problem: out.append(new)
+        first = first or (f'row {n}: {problem}' if problem else '')
+    left_out = len(rows) - len(out)
+    if not out or left_out > len(rows) / 100:
+        raise DataError(f'{where}: {left_out} of {len(rows)} rows are no question; {first or "it is empty"}.')
+    return out, left_out
 
 # %% ../nbs/01_data.ipynb #4b7419e2
 def load_items(cfg: RunConfig  # config of a run
                ) -> tuple:     # checked rows with the five columns; info: name, source, revision or files. `DataError`, `ConfigError`
     "The data of a run"
     cfg = resolve_data(cfg)
-    spec, info = DATASETS[cfg.dataset], dict(name=cfg.dataset)
-    if cfg.dataset_path:
+    spec, info = dataset_spec(cfg.dataset), dict(name=cfg.dataset)
+    if is_local(cfg):
         files = {config: local_file(dataset_folder(cfg), config) for config in spec.configs}
-        tables = {config: local_rows(path) for config, path in files.items()}
+        tables, where = {config: local_rows(path, spec.columns) for config, path in files.items()}, {config: path.name for config, path in files.items()}
         info |= dict(source='folder', files={path.name: file_hash(path) for path in files.values()})
     elif spec.build:
         items = spec.build()
@@ -640,9 +717,11 @@ def load_items(cfg: RunConfig  # config of a run
         return items, info | dict(source=spec.source, revision=cfg.dataset_revision)
     else:
         tables, commit = hub_rows(spec, cfg.dataset_revision)
+        where = {config: f'{cfg.dataset}, {config}' for config in tables}
         info |= dict(source=spec.hub_id, revision=commit)
-        for config, rows in tables.items(): check_items(rows, f'{cfg.dataset}, {config}')
-    return make_items(tables), info
+    checked = {config: our_rows(rows, spec, config, where[config]) for config, rows in tables.items()}
+    if spec.row: info |= dict(left_out={config: n for config, (_, n) in checked.items()})
+    return make_items({config: rows for config, (rows, _) in checked.items()}, told=bool(spec.row)), info
 
 # %% ../nbs/01_data.ipynb #5eca29dc
 def split_items(items: Dataset,  # all rows
@@ -650,10 +729,12 @@ def split_items(items: Dataset,  # all rows
                 ) -> dict:       # 'train', 'validation', 'test' -> rows in shuffled order; `DataError` if there are too few
     "Deal the rows into disjoint splits of exact sizes"
     sizes = dict(test=cfg.test_rows, validation=cfg.val_rows, train=cfg.train_rows)
+    published = DATASETS[cfg.dataset].test_config if cfg.dataset in DATASETS else ''
+    may = lambda id, split: not published or (split == 'test') == id.startswith(f'{published}/')
     groups, dealt = defaultdict(list), {name: [] for name in sizes}
     for n, id in enumerate(items['item_id']): groups[id].append(n)
     for id in sorted(groups, key=lambda id: _draw(str(cfg.split_seed), id)):
-        name = next((s for s, size in sizes.items() if len(dealt[s]) + len(groups[id]) <= size), None)
+        name = next((s for s, size in sizes.items() if may(id, s) and len(dealt[s]) + len(groups[id]) <= size), None)
         if name: dealt[name] += groups[id]
     for name, size in sizes.items():
         if len(dealt[name]) < size:
@@ -729,7 +810,7 @@ def describe_data(cfg: RunConfig,
                   info: dict    # of `load_items`
                   ) -> dict:    # JSON-ready: info, fingerprints, rows, duplicates, baselines
     "What goes into a run's record under 'data'"
-    spec, scored = DATASETS[cfg.dataset], scored_splits(splits, cfg)
+    spec, scored = dataset_spec(cfg.dataset), scored_splits(splits, cfg)
     return dict(**info, licence=spec.licence, citation=spec.citation,
                 fingerprints={name: fingerprint(split) for name, split in splits.items()},
                 rows={name: len(split) for name, split in splits.items()},

@@ -232,7 +232,7 @@ DATA = [
     folder('fewer rows than are to be scored', lambda d: None, '12 rows', 'validation', 'val_rows', call=lambda d: splits(d, test_rows=0)),
     folder('fewer rows than are to be trained on', lambda d: None, '12 rows', 'train', 'train_rows', call=lambda d: splits(d, test_rows=0, val_rows=1, eval_rows=1)),
     folder('all rows with one id', lambda d: (a(csv_text([ROW] * 9))(d), b(jsonl([ROW] * 9))(d)), '18 rows', 'test', call=lambda d: splits(d, test_rows=2, val_rows=2, train_rows=2)),
-    Case('a dataset of no name', 'data', lambda d: None, lambda d: data.load_items(make_config(dataset='medqa')), ('dataset', 'medqa', 'phenotype-qa')),
+    Case('a dataset of no name', 'data', lambda d: None, lambda d: data.load_items(make_config(dataset='medqua')), ('dataset', 'medqua', 'phenotype-qa')),
     Case('a revision that is not built', 'data', lambda d: None, lambda d: data.load_items(make_config(dataset_revision='v9')), ('dataset_revision', 'v9')),
     Case('a dataset of the hub without a network', 'data', lambda d: None, lambda d: data.load_items(make_config('paper')), ('winder-hybrids/MedicalTextbook_QA', 'Anatomy_Gray'))]
 
@@ -395,7 +395,7 @@ CONFIGS = [
     config('a backbone with a NUL', dict(backbone='a\0b'), 'backbone', 'printable'), config('a backbone of 2,000 characters', dict(backbone='b' * 2000), 'backbone', '1,000'),
     config('an empty backbone', dict(backbone=''), 'backbone', "''"), config('a backbone with three parts', dict(backbone='a/b/c'), 'backbone', 'a/b/c'),
     config('a backbone that is a number', dict(backbone=7), 'backbone = 7', 'text'), config('a token as backbone', dict(backbone='hf_' + 'x' * 34), 'backbone', 'token'),
-    config('a token in a path', dict(dataset_path='/home/hf_' + 'x' * 34), 'dataset_path', 'token'), config('an unknown dataset', dict(dataset='medqa'), 'dataset', 'medqa'),
+    config('a token in a path', dict(dataset_path='/home/hf_' + 'x' * 34), 'dataset_path', 'token'), config('an unknown dataset', dict(dataset='medqua'), 'dataset', 'medqua'),
     config('a dataset path that is no folder', dict(dataset_path='/nowhere/at/all'), 'dataset_path', '/nowhere/at/all'),
     config('a rank of zero', dict(rank=0), 'rank = 0', '>= 1'), config('a rank below zero', dict(rank=-8), 'rank = -8'), config('a rank of a half', dict(rank=.5), 'rank = 0.5', 'integer'),
     config('a rank as text', dict(rank='8'), "rank = '8'", 'integer'), config('a rank of True', dict(rank=True), 'rank = True', 'integer'), config('a rank of infinity', dict(rank=float('inf')), 'rank = inf'),

@@ -34,3 +34,8 @@ def test_no_notebook_shows_a_path_of_a_machine_or_a_saved_error(root):
             for output in cell.get('outputs', []):
                 assert output.output_type != 'error', path.name
                 assert not re.search(r'/(root|home|work|tmp|Users)/', str(output)), f'{path.name}: {str(output)[:300]}'
+
+
+def test_no_notebook_holds_the_state_of_a_widget(root):
+    "It is another at every execution, and a reader without a kernel sees nothing of it"
+    for path in sorted((root / 'nbs').glob('*.ipynb')): assert 'application/vnd.jupyter.widget' not in path.read_text(encoding='utf-8'), path.name
