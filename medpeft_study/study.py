@@ -21,6 +21,7 @@ from .effects import FIXED, audit_grids
 from .planning import MODES, choose_mode, free_memory, predict, with_mode
 from .records import is_complete, read_record
 from .saving import adapter_folder
+from .tracking import check_tracking
 
 # %% ../nbs/08_study.ipynb #a6f1649c
 def resolve(cfg: RunConfig # as given
@@ -29,15 +30,16 @@ def resolve(cfg: RunConfig # as given
     return resolve_adapter(resolve_backbone(resolve_data(cfg)))
 
 # %% ../nbs/08_study.ipynb #157f5553
-OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False) # parameters of run.ipynb that are no fields, with their defaults
+OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False, tracking='') # parameters of run.ipynb that are no fields, with their defaults
 
 
 def given_fields(params: dict # of run.ipynb
                  ) -> tuple:  # (config without a mode, names of the fields that were given); `ConfigError` on a wrong value
     "What was asked for, and what was left to the profile"
-    for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool).items():
+    for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool, tracking=str).items():
         if params.get(name) is not None: check_field(name, params[name], kind)
     padded_windows('' if params.get('windows') is None else params['windows'])
+    check_tracking(params.get('tracking') or '')
     fields = {k: v for k, v in params.items() if k not in OUTSIDE and v is not None}
     return make_config(**fields), tuple(fields)
 

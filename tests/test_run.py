@@ -15,7 +15,7 @@ from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
 from medpeft_study.study import OUTSIDE, run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384')
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384', tracking='tensorboard')
 
 
 def papermill(root, reports, output=None, **params):
@@ -62,6 +62,18 @@ def test_metrics_follow_from_the_predictions(finished):
     assert sum(record['ranks'].values()) == 14 * (2 if method == 'adalora' else 8)
     assert record['model'].get('nonzero_rank') == (14 * 2 if method == 'adalora' else None)
     assert 0 < value['padding_share', 'padded-256'] < value['padding_share', 'padded-384'] < 1 and value['loss', 'padded-384'] > 0 < value['loss', 'unpadded']
+
+
+def test_tensorboard_has_the_numbers_of_the_record(finished):
+    method, reports, printed = finished
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    id = run_name(dict(method=method, **TOY))
+    assert id == run_name(dict(TOY, method=method, tracking='')) and f'{id}/tensorboard' in printed
+    record, found = read_record(reports / 'local' / 'records' / f'{id}.json'), EventAccumulator(str(reports / 'runs' / id / 'tensorboard')).Reload()
+    for name in ('task_loss', 'penalty', 'lr'):
+        assert [(e.step, e.value) for e in found.Scalars(f'training/{name}')] == [(h['step'], pytest.approx(h[name])) for h in record['history']]
+    after = [m['value'] for m in record['metrics'] if (m['metric'], m['protocol'], m['domain'], m['when']) == ('accuracy', 'text', 'all', 'after')]
+    assert [e.value for e in found.Scalars('validation/text/accuracy')][1:] == [pytest.approx(v) for v in after]
 
 
 def test_a_finished_run_is_not_run_again(finished, root):
