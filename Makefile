@@ -10,10 +10,11 @@ help: ## what there is to make
 run: .venv/.installed ## one recorded run in minutes; make run method=qlora ARGS="-p rank 8"
 	$(BIN)/papermill nbs/run.ipynb -p method $(method) $(ARGS)
 
-# nbdev_test runs notebooks side by side: a thread each, or they fight over the cores
+# Notebooks and files of tests go side by side: a thread each, or they fight over the cores
+test: export OMP_NUM_THREADS = 1
 test: .venv/.installed ## every notebook, then every test across notebooks
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
-	$(BIN)/pytest tests
+	$(BIN)/nbdev_test --do_print
+	$(BIN)/pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 lab: .venv/.installed ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb
