@@ -7,7 +7,7 @@ __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_
            'backbone_spec', 'check_window', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf',
            'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4',
            'plain_weight', 'dequantize', 'shard', 'is_sharded', 'FrozenProduct', 'held_bytes', 'random_backbone',
-           'built', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
+           'built', 'device_of', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
            'pretrained_backbone', 'sharded_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
            'check_head']
 
@@ -376,7 +376,7 @@ def dequantize(model: nn.Module,   # with `Linear4bit` layers
         if hasattr(model, flag): delattr(model, flag)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
 
-# %% ../nbs/02_backbones.ipynb #f3ae33fa
+# %% ../nbs/02_backbones.ipynb #afad96f2
 def shard(linear: nn.Module): # bitsandbytes' `Linear4bit`, packed; changed in place
     "Keep this process's part of a packed weight, and gather the others' where the layer computes"
     size, bytes_of = place().size, linear.weight.data.flatten()
@@ -404,7 +404,7 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy): return dy @ plain_weight(ctx.linear, dy.dtype), None
 
-# %% ../nbs/02_backbones.ipynb #d25c6ac7
+# %% ../nbs/02_backbones.ipynb #057d3116
 def held_bytes(model: nn.Module # backbone, with an adapter or without
                ) -> int:        # in this process; 0 where nothing is packed
     "What the packed layers take, block scales included"
@@ -416,7 +416,7 @@ def random_backbone(config: PretrainedConfig, # architecture
                     cfg: RunConfig            # resolved: device, compute dtype, quantization
                     ) -> nn.Module:
     "A model with random weights, NF4 where the config says so"
-    generator = torch.Generator(torch.device(cfg.device)).manual_seed(0)
+    generator = torch.Generator(device_of(cfg)).manual_seed(0)
     model = built(config, cfg, lambda name, values: fill_random(name, values, config.initializer_range, generator))
     for m in model.modules():
         if 'Norm' in type(m).__name__: model._init_weights(m) # to what multiplies by one: Gemma's adds one to its weight
@@ -427,7 +427,7 @@ def built(config: PretrainedConfig, cfg: RunConfig,
           fill: Callable # called with the name of each parameter and what is to hold its values
           ) -> nn.Module:
     "A model made layer by layer: none is there in 16 bits, or whole where processes share the base, but the one that is being made"
-    dtype, device = getattr(torch, cfg.compute_dtype), torch.device(cfg.device)
+    dtype, device = getattr(torch, cfg.compute_dtype), device_of(cfg)
     model = meta_model(config)
     to_pack = {id(m) for _, m in linears(model)} if cfg.quantization == 'nf4' else set()
     for name, module in list(model.named_modules()):
@@ -445,6 +445,12 @@ def built(config: PretrainedConfig, cfg: RunConfig,
     model.tie_weights()
     if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
     return model
+
+
+def device_of(cfg: RunConfig # resolved
+              ) -> torch.device:
+    "The device by its number: transformers reads weights in threads, and a thread's current GPU is the first"
+    return torch.device('cuda', torch.cuda.current_device()) if cfg.device == 'cuda' else torch.device(cfg.device)
 
 
 def fill_random(name: str, values: torch.Tensor, std: float, generator: torch.Generator):
@@ -513,11 +519,10 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     dtype = getattr(torch, cfg.compute_dtype)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=cfg.double_quant,
                              bnb_4bit_compute_dtype=dtype) if cfg.quantization == 'nf4' else None
-    device = torch.cuda.current_device() if cfg.device == 'cuda' else 'cpu' # by number: weights are read in threads, whose current GPU is the first
     with _telling(str(folder)):
         check_sums(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=nf4, device_map={'': device}, attn_implementation='sdpa',
+            folder, dtype=dtype, quantization_config=nf4, device_map={'': device_of(cfg)}, attn_implementation='sdpa',
             use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     if info['missing_keys']: # transformers would go on with random numbers in their place
         raise BackboneError(f"{folder} lacks {len(info['missing_keys'])} weights of the model, such as {sorted(info['missing_keys'])[0]}: copy the model folder again.")
@@ -526,7 +531,7 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
             raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
     return model
 
-# %% ../nbs/02_backbones.ipynb #b5b52374
+# %% ../nbs/02_backbones.ipynb #da7d1b48
 def sharded_backbone(folder: Path, config: PretrainedConfig, cfg: RunConfig) -> nn.Module: # `BackboneError` if a weight is not there
     "Weights from a folder, of which each process keeps its part"
     with _telling(str(folder)), ExitStack() as opened:

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'LARGE', 'ALONE', 'TOGETHER', 'app', 'of_each', 'apart', 'he
            'said_last', 'results', 'do_jobs', 'loss_job', 'step_job', 'Kept', 'told', 'compare', 'within', 'grid_runs',
            'timed_grid', 'processes', 'grid']
 
-# %% ../nbs/08f_scaling.ipynb #69ae0b36
+# %% ../nbs/08f_scaling.ipynb #2f4b5aef
 import json
 import os
 import re
@@ -36,7 +36,7 @@ from .records import device_name, provenance, write_json
 from .study import refuse, run_config, run_name
 from .training import release_memory
 
-# %% ../nbs/08f_scaling.ipynb #0a72177d
+# %% ../nbs/08f_scaling.ipynb #31e16be9
 def of_each(numbers: list # of this process
             ) -> list:    # a list a process
     "Numbers of every process"
@@ -53,7 +53,7 @@ def apart(values: torch.Tensor # as many in every process
     as_first(first)
     return max(far for far, in of_each([(values - first).abs().max().item()]))
 
-# %% ../nbs/08f_scaling.ipynb #8702ae72
+# %% ../nbs/08f_scaling.ipynb #183fe1a3
 _held = {} # (backbone, storage) -> model; one at a time
 
 
@@ -87,7 +87,7 @@ def timed(**case # of `Case`
     each = [dict(zip(keys, numbers)) for numbers in of_each([found[k] for k in keys])]
     return found | dict(each=each) | {k: max(e[k] for e in each) for k in keys if k.endswith('gib')}
 
-# %% ../nbs/08f_scaling.ipynb #444b91d2
+# %% ../nbs/08f_scaling.ipynb #0e95f322
 def losses(params: dict,       # of run.ipynb
            score: bool = False # whether the validation loss is wanted too
            ) -> dict:
@@ -99,7 +99,7 @@ def losses(params: dict,       # of run.ipynb
                 total_rank=history[-1]['total_rank'], ranks=ranks, adapters_apart=apart(adapter), ranks_apart=apart(torch.tensor(ranks))) | _share(model, cfg) | (
                 dict(val_loss=validation_loss(*found)) if score else {})
 
-# %% ../nbs/08f_scaling.ipynb #2d9979fa
+# %% ../nbs/08f_scaling.ipynb #92c51f81
 KINDS = dict(timed=timed, losses=losses)
 LARGE = {'qwen2.5-32b': BackboneSpec('random', tokenizer='chatml', title='Qwen2.5-32B', architecture=dict(
     model_type='qwen2', vocab_size=152064, hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8,
@@ -111,9 +111,10 @@ def work(folder: Path): # with jobs.json, and at some time go
     jobs = json.loads((folder / 'jobs.json').read_text(encoding='utf-8'))
     while not (folder / 'go').exists(): time.sleep(.1)
     BACKBONES.update(LARGE)
+    place() # before anything asks for the GPU
     card = device_name(run_config(dict(device='auto')))
     for at, job in enumerate(jobs):
-        try: found = KINDS[job['kind']](**job['of']) if place() else None
+        try: found = KINDS[job['kind']](**job['of'])
         except Exception as e:
             _say(folder, at, dict(error=f'{type(e).__name__}: {e}'[:400]))
             raise
@@ -123,7 +124,7 @@ def work(folder: Path): # with jobs.json, and at some time go
 def _say(folder, at, found): # one write, so that lines of two processes do not mix
     with open(folder / 'found.jsonl', 'a', encoding='utf-8') as f: f.write(json.dumps(dict(at=at, found=found)) + '\n')
 
-# %% ../nbs/08f_scaling.ipynb #7924803e
+# %% ../nbs/08f_scaling.ipynb #22b20916
 _READY = 90 # s that starting and importing may take, and the first compilation of kernels
 
 
@@ -152,10 +153,10 @@ def end(process: subprocess.Popen):
 def said_last(folder: Path) -> str: # at most 300 characters
     "What a group that ended by itself said of it"
     lines = (folder / 'log').read_text(errors='replace').splitlines()
-    errors = [l.strip() for l in lines if re.search(r'\w*(Error|Exception)\b.*:', l)]
-    return (errors or [l.strip() for l in lines if l.strip()] or ['it said nothing'])[-1][:300]
+    errors = [l.strip() for pattern in (r'(Error|Exception): ', 'exitcode') for l in lines if re.search(pattern, l) and 'ChildFailedError' not in l]
+    return (errors or [l.strip() for l in lines if l.strip()] or ['it said nothing'])[0][:300]
 
-# %% ../nbs/08f_scaling.ipynb #470dc271
+# %% ../nbs/08f_scaling.ipynb #98042e18
 def results(process: subprocess.Popen, # of `start`
             jobs: list, folder: Path,
             limit: float               # s that a job may take
@@ -190,7 +191,7 @@ def do_jobs(jobs: list, size: int, found: Callable, # called with a job and what
             finally: end(process)
         jobs = jobs[n:]
 
-# %% ../nbs/08f_scaling.ipynb #62ad8516
+# %% ../nbs/08f_scaling.ipynb #217b702c
 def loss_job(backbone: str, method: str, score: bool = False, **params) -> dict:
     "A job that compares losses"
     name = f"{backbone} {method} {'whole run' if score else 'dropout 0'}"
@@ -213,7 +214,7 @@ _LARGE = [step_job('qwen2.5-32b', 'qlora', 'recomputed', 16, base_storage='shard
 ALONE = [_LLAMA[:2] + _LESS + _LLAMA[2:] + _FIFTY[:1] + _WHOLE[:1], _QWEN + _FIFTY[1:] + _WHOLE[1:]] # by GPU
 TOGETHER = [*_FIFTY, *_LLAMA[:2], *_LESS, *_LLAMA[2:], *_SHARED, *_LARGE, *_QWEN, *_WHOLE]
 
-# %% ../nbs/08f_scaling.ipynb #c38a1735
+# %% ../nbs/08f_scaling.ipynb #08ada4f4
 class Kept:
     "A file of points, written after each"
 
@@ -244,7 +245,7 @@ def told(p: dict) -> str:
     if 'losses' in p: return f'{name}: {p["losses"][0]:.4f} to {p["losses"][-1]:.4f} nats' + (f', validation {p["val_loss"]:.4f}' if 'val_loss' in p else '')
     return f"{name}: {p['ms']:.1f} ms a step" + (f", {p['ms_sum']:.1f} of them between processes" if p['ms_sum'] else '') + (f", {p['device_gib']:.2f} GiB" if 'device_gib' in p else '')
 
-# %% ../nbs/08f_scaling.ipynb #76fbd738
+# %% ../nbs/08f_scaling.ipynb #aaba0ab0
 def compare(alone: list,    # jobs of one process: a list a GPU
             together: list, # jobs of as many processes as there are lists
             kept: Callable, # `Kept`
@@ -261,7 +262,7 @@ def compare(alone: list,    # jobs of one process: a list a GPU
     go.set()
     crowd.join()
 
-# %% ../nbs/08f_scaling.ipynb #e1efe63f
+# %% ../nbs/08f_scaling.ipynb #e2cb0a03
 @contextmanager
 def within(seconds: float): # `TimeoutError` afterwards
     "A limit for what is done in the main thread"
@@ -295,7 +296,7 @@ def timed_grid(runs: list,   # parameters
     bad = [j.said for j in jobs if j.state != 'complete']
     return dict(error=bad[0]) if bad else dict(runs=len(jobs), at_once=share, seconds=seconds, each=[j.seconds for j in jobs])
 
-# %% ../nbs/08f_scaling.ipynb #01b6ba5b
+# %% ../nbs/08f_scaling.ipynb #3d26dfe7
 app = typer.Typer(help='Measure one GPU against several.', no_args_is_help=True, add_completion=False)
 _Out = Annotated[Optional[Path], typer.Option(help='JSON file; left out: reports/bench/processes.json')]
 _More = Annotated[bool, typer.Option('--more', help='keep the points that the file has, and measure what is missing')]

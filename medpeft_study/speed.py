@@ -631,7 +631,7 @@ def said_planner(bench: dict # with planner
     error = error_table(bench['planner']['points']).error.abs()
     return [f'{(error <= _BAND).sum()} of {len(error)} points are predicted within {100 * _BAND:.0f} % in memory; the largest error is {100 * error.max():.1f} %.']
 
-# %% ../nbs/07h_speed.ipynb #4a419dc1
+# %% ../nbs/07h_speed.ipynb #fede7cde
 def beside(points: list # of processes.json
            ) -> list:   # (point of one process or None, point of several), in the order of the registries
     "What is to be compared; one GPU has no other to share a base with"
@@ -652,7 +652,7 @@ def efficiency(one: dict, many: dict) -> float: # a share
     "Time of one GPU over that of all GPUs together"
     return one['ms'] / many['ms'] / many['processes']
 
-# %% ../nbs/07h_speed.ipynb #c51750a1
+# %% ../nbs/07h_speed.ipynb #20512606
 def table_scaling(bench: dict # with processes
                   ) -> Table:
     "Table 12: a step on one GPU and on two"
@@ -671,7 +671,7 @@ def table_scaling(bench: dict # with processes
              *filter(None, [source_note(bench['processes'])]), *failed_notes(bench['processes']))
     return Table('speed_scaling', 12, 'A step on one GPU and on two', frame, columns, notes, 'group')
 
-# %% ../nbs/07h_speed.ipynb #8ef7a52e
+# %% ../nbs/07h_speed.ipynb #f756a735
 def said_scaling(bench: dict # with processes
                  ) -> list:  # sentences
     "How well two GPUs share a step, and what limits it"
@@ -692,7 +692,7 @@ def _limits(one, two): # what keeps a step from half its time
     return [f"The least efficient is {where}: {two['ms'] - one['ms'] / n:.1f} ms beyond {one['ms'] / n:.1f}, of which fewer rows a pass take {over['gradient']:.1f}, the sum {over['sum']:.1f}, and what every process does for itself {over['rest']:.1f}."
             + (f' In its profile the kernels of NCCL, waiting included, take {100 * nccl:.0f} %.' if nccl is not None else '')]
 
-# %% ../nbs/07h_speed.ipynb #47ce6086
+# %% ../nbs/07h_speed.ipynb #b4a70cbc
 _PARTS = dict(gradient='gradient of its own rows', sum='sum over the processes', rest='optimizer, penalty, allocator')
 
 
@@ -712,12 +712,12 @@ def scaling_figure(bench: dict # with processes
             ax.annotate(f"{p['ms']:,.0f} ms" + (f', {100 * efficiency(one, two):.0f} %' if p is two else ''), (start, y), (4, 0), textcoords='offset points', va='center')
         ax.plot([one['ms'] / two['processes']] * 2, [2.6 * i + .5, 2.6 * i + 1.5], color='.2', lw=1, ls=':')
         ticks[2.6 * i + .5] = f"{title(BACKBONES, two['backbone'])}, {title(METHODS, two['method'])},\n{two['mode']}, {two['batch_size']} rows"
-    ax.set(yticks=list(ticks), yticklabels=list(ticks.values()), xlim=(0, 1.25 * max(one['ms'] for one, _ in pairs)), ylim=(2.6 * len(pairs) - .8, -.8), xlabel='step (ms); above on one GPU, below on two')
+    ax.set(yticks=list(ticks), yticklabels=list(ticks.values()), xlim=(0, 1.25 * max([one['ms'] for one, _ in pairs], default=1)), ylim=(2.6 * len(pairs) - .8, -.8), xlabel='step (ms); above on one GPU, below on two')
     ax.tick_params(axis='y', length=0)
     fig.legend(handles=[*(Patch(color=shades[k], label=label) for k, label in _PARTS.items()), Line2D([], [], color='.2', lw=1, ls=':', label='half of one GPU')], ncols=2, loc='outside lower center', handlelength=1.2, columnspacing=1.6)
     return fig
 
-# %% ../nbs/07h_speed.ipynb #d8eca91b
+# %% ../nbs/07h_speed.ipynb #d3a5fa2b
 def table_losses(bench: dict # with processes, of which `losses`
                  ) -> Table:
     "Table 13: the same run on one GPU and on two"
@@ -727,10 +727,11 @@ def table_losses(bench: dict # with processes, of which `losses`
         far = np.abs(np.array(two['losses']) - one['losses'])
         rows.append(dict(group=next(iter(in_groups([two]))), dropout=two['dropout'], steps=two['steps'], far=far.max(), mean=far.mean(), ranks=sum(a != b for a, b in zip(two['ranks'], one['ranks'])),
                          modules=len(two['ranks']), equal=_YES[two['adapters_apart'] == two['ranks_apart'] == 0], one=one.get('val_loss'), two=two.get('val_loss')))
+    frame = pd.DataFrame(rows, columns=['group', 'dropout', 'steps', 'far', 'mean', 'ranks', 'modules', 'equal', 'one', 'two'], dtype=object)
     columns = (Column('Run', {'group': '{}'}), Column('Dropout', {'dropout': '{:g}'}), Column('Steps', {'steps': '{}'}), Column('largest', {'far': '{:.1e}'}, 'Losses apart, nats'), Column('mean', {'mean': '{:.1e}'}, 'Losses apart, nats'),
                Column('Ranks that differ', {'ranks': '{}', 'modules': ' of {}'}), Column('Equal in both processes', {'equal': '{}'}), Column('one GPU', {'one': '{:.4f}'}, 'Validation loss', ''), Column('two', {'two': '{:.4f}'}, 'Validation loss', ''))
     notes = ('Profile mini. Losses apart: of one GPU and of two, step by step. Equal: the adapter, to the bit, and the ranks of both processes at the end.', *filter(None, [source_note(bench['processes'])]))
-    return Table('speed_losses', 13, 'The same run on one GPU and on two', pd.DataFrame(rows, dtype=object), columns, notes)
+    return Table('speed_losses', 13, 'The same run on one GPU and on two', frame, columns, notes)
 
 
 def said_shared(bench: dict # with processes
