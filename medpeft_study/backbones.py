@@ -422,7 +422,7 @@ def random_backbone(config: PretrainedConfig, # architecture
         if 'Norm' in type(m).__name__: model._init_weights(m) # to what multiplies by one: Gemma's adds one to its weight
     return model
 
-
+# %% ../nbs/02_backbones.ipynb #82854a2f
 def built(config: PretrainedConfig, cfg: RunConfig,
           fill: Callable # called with the name of each parameter and what is to hold its values
           ) -> nn.Module:
@@ -446,7 +446,7 @@ def built(config: PretrainedConfig, cfg: RunConfig,
     if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
     return model
 
-
+# %% ../nbs/02_backbones.ipynb #abdcf4dc
 def device_of(cfg: RunConfig # resolved
               ) -> torch.device:
     "The device by its number: transformers reads weights in threads, and a thread's current GPU is the first"

@@ -149,7 +149,7 @@ def end(process: subprocess.Popen):
         except psutil.NoSuchProcess: pass
     process.wait()
 
-
+# %% ../nbs/08f_scaling.ipynb #b7f675f4
 def said_last(folder: Path) -> str: # at most 300 characters
     "What a group that ended by itself said of it"
     lines = (folder / 'log').read_text(errors='replace').splitlines()
@@ -315,7 +315,7 @@ def processes(out: _Out = None, more: _More = False, only: Annotated[str, typer.
     left = lambda jobs, size: [j for j in jobs if only in j['name'] and not (more and kept.has(j, size))]
     compare([left(jobs, 1) for jobs in ALONE], left(TOGETHER, 2), kept, limit, here)
 
-
+# %% ../nbs/08f_scaling.ipynb #9bb225f5
 @app.command()
 def grid(out: _Out = None, limit: Annotated[float, typer.Option(help='seconds that a grid may take')] = 200):
     "Eight small runs by the study engine, on two GPUs and on one."
