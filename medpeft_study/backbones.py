@@ -6,9 +6,10 @@
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_files', 'check_folder', 'check_sums',
            'backbone_spec', 'check_window', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf',
            'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4',
-           'plain_weight', 'dequantize', 'random_backbone', 'fill_random', 'check_memory', 'load_tokenizer',
-           'load_backbone', 'grow_segments', 'pretrained_backbone', 'supervised_hidden', 'head_logits',
-           'supervised_logits', 'check_head']
+           'plain_weight', 'dequantize', 'shard', 'is_sharded', 'FrozenProduct', 'held_bytes', 'random_backbone',
+           'built', 'device_of', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
+           'pretrained_backbone', 'sharded_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
+           'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
 import fcntl
@@ -17,11 +18,12 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import psutil
 import torch
@@ -30,12 +32,14 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from safetensors import safe_open
 from tokenizers import pre_tokenizers
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
 from .config import ConfigError, RunConfig, cache_dir, shown
 from .data import file_hash, joined_parts, package_member
+from .processes import end_to_end, place
 from .prompts import byte_tokenizer
 
 # %% ../nbs/02_backbones.ipynb #13ac2242
@@ -207,7 +211,9 @@ def resolve_backbone(cfg: RunConfig # may hold `auto`
     bf16 = device == 'cuda' and torch.cuda.is_bf16_supported()
     dtype = ('bfloat16' if bf16 else 'float32') if cfg.compute_dtype == 'auto' else cfg.compute_dtype
     storage = ('packed' if device == 'cuda' else 'dequantized') if cfg.base_storage == 'auto' else cfg.base_storage
-    if cfg.quantization == 'none': storage = 'dequantized'
+    if cfg.quantization == 'none':
+        if storage == 'sharded': raise ConfigError("base_storage = 'sharded' needs quantization = 'nf4': it is packed weights that processes share.")
+        storage = 'dequantized'
     random = spec.source == 'random' or cfg.weights == 'random'
     if random and not spec.architecture: raise ConfigError(f"weights = 'random' needs an architecture: {cfg.backbone!r} is not in BACKBONES.")
     return replace(cfg, device=device, compute_dtype=dtype, base_storage=storage, double_quant=cfg.double_quant and cfg.quantization == 'nf4',
@@ -353,8 +359,9 @@ def plain_weight(linear: nn.Module,  # frozen, packed or not
     state = getattr(linear.weight, 'quant_state', None)
     if state is None: return linear.weight.detach().to(dtype)
     from bitsandbytes.functional import dequantize_4bit
-    if into is not None and linear.weight.device.type == 'cpu': return into.copy_(dequantize_4bit(linear.weight.data, state)) # bitsandbytes has no `out` there
-    return dequantize_4bit(linear.weight.data, state, out=into).to(dtype)
+    packed = linear.gather() if hasattr(linear, 'gather') else linear.weight.data # see `shard`
+    if into is not None and packed.device.type == 'cpu': return into.copy_(dequantize_4bit(packed, state)) # bitsandbytes has no `out` there
+    return dequantize_4bit(packed, state, out=into).to(dtype)
 
 
 def dequantize(model: nn.Module,   # with `Linear4bit` layers
@@ -370,34 +377,86 @@ def dequantize(model: nn.Module,   # with `Linear4bit` layers
         if hasattr(model, flag): delattr(model, flag)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
 
+# %% ../nbs/02_backbones.ipynb #afad96f2
+def shard(linear: nn.Module): # bitsandbytes' `Linear4bit`, packed; changed in place
+    "Keep this process's part of a packed weight, and gather the others' where the layer computes"
+    size, bytes_of = place().size, linear.weight.data.flatten()
+    each, shape = -(-len(bytes_of) // size), linear.weight.shape
+    part = F.pad(bytes_of, (0, each * size - len(bytes_of))).view(size, each)[place().rank]
+    linear.weight.data = part.clone().unsqueeze(1)
+    linear.gather = lambda: end_to_end(linear.weight.data)[:shape.numel()].view(shape)
+    linear.forward = partial(_product, linear)
+
+
+def is_sharded(model: nn.Module) -> bool: return any(hasattr(m, 'gather') for _, m in linears(model))
+
+
+def _product(linear, x): return FrozenProduct.apply(x.to(linear.compute_dtype), linear).to(x.dtype)
+
+
+class FrozenProduct(torch.autograd.Function):
+    "x Wᵀ + b, with a weight that is whole only meanwhile"
+
+    @staticmethod
+    def forward(ctx, x, linear):
+        ctx.linear = linear
+        return F.linear(x, plain_weight(linear, x.dtype), linear.bias)
+
+    @staticmethod
+    def backward(ctx, dy): return dy @ plain_weight(ctx.linear, dy.dtype), None
+
+# %% ../nbs/02_backbones.ipynb #057d3116
+def held_bytes(model: nn.Module # backbone, with an adapter or without
+               ) -> int:        # in this process; 0 where nothing is packed
+    "What the packed layers take, block scales included"
+    scales = lambda s: s.absmax.nbytes + (scales(s.state2) if s.nested else 0)
+    return sum(m.weight.nbytes + scales(m.weight.quant_state) for _, m in linears(model) if hasattr(m.weight, 'quant_state'))
+
 # %% ../nbs/02_backbones.ipynb #a244e59d
 def random_backbone(config: PretrainedConfig, # architecture
                     cfg: RunConfig            # resolved: device, compute dtype, quantization
                     ) -> nn.Module:
     "A model with random weights, NF4 where the config says so"
-    dtype, device = getattr(torch, cfg.compute_dtype), torch.device(cfg.device)
+    generator = torch.Generator(device_of(cfg)).manual_seed(0)
+    model = built(config, cfg, lambda name, values: fill_random(name, values, config.initializer_range, generator))
+    for m in model.modules():
+        if 'Norm' in type(m).__name__: model._init_weights(m) # to what multiplies by one: Gemma's adds one to its weight
+    return model
+
+# %% ../nbs/02_backbones.ipynb #82854a2f
+def built(config: PretrainedConfig, cfg: RunConfig,
+          fill: Callable # called with the name of each parameter and what is to hold its values
+          ) -> nn.Module:
+    "A model made layer by layer: none is there in 16 bits, or whole where processes share the base, but the one that is being made"
+    dtype, device = getattr(torch, cfg.compute_dtype), device_of(cfg)
     model = meta_model(config)
-    generator = torch.Generator(device).manual_seed(0)
     to_pack = {id(m) for _, m in linears(model)} if cfg.quantization == 'nf4' else set()
     for name, module in list(model.named_modules()):
         if any(k.endswith('inv_freq') for k, _ in module.named_buffers(recurse=False)): # rotary tables are computed, not loaded
             with device: model.set_submodule(name, type(module)(config))
         if not list(module.parameters(recurse=False)): continue
         module.to_empty(device=device, recurse=False).to(dtype)
-        for key, p in module.named_parameters(recurse=False): fill_random(key, p.data, config.initializer_range, generator)
-        if 'Norm' in type(module).__name__: model._init_weights(module) # to what multiplies by one: Gemma's adds one to its weight
+        for key, p in module.named_parameters(recurse=False): fill(f'{name}.{key}', p.data)
         if hasattr(module, 'scalar_embed_scale'): module.embed_scale.fill_(module.scalar_embed_scale)
-        if id(module) in to_pack: model.set_submodule(name, quantize_nf4(module, dtype, cfg.double_quant))
-        if id(module) in to_pack: module.weight = None # the list above still holds the module
+        if id(module) in to_pack:
+            model.set_submodule(name, packed := quantize_nf4(module, dtype, cfg.double_quant))
+            module.weight = None # the list above still holds the module
+            if cfg.base_storage == 'sharded': shard(packed)
         if device.type == 'cuda': torch.cuda.empty_cache() # what was packed leaves holes that the next layer does not fit
     model.tie_weights()
     if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
     return model
 
+# %% ../nbs/02_backbones.ipynb #abdcf4dc
+def device_of(cfg: RunConfig # resolved
+              ) -> torch.device:
+    "The device by its number: transformers reads weights in threads, and a thread's current GPU is the first"
+    return torch.device('cuda', torch.cuda.current_device()) if cfg.device == 'cuda' else torch.device(cfg.device)
 
-def fill_random(key: str, values: torch.Tensor, std: float, generator: torch.Generator):
+
+def fill_random(name: str, values: torch.Tensor, std: float, generator: torch.Generator):
     "Biases are zero, norms one, matrices normal"
-    if key == 'bias': values.zero_()
+    if name.endswith('.bias'): values.zero_()
     elif values.dim() == 1: values.fill_(1.0)
     else: values.normal_(0.0, std, generator=generator)
 
@@ -407,9 +466,10 @@ def check_memory(config: PretrainedConfig, # architecture
                  ):                        # `BackboneError` if the weights alone do not fit
     "Stop before loading what the device cannot hold"
     model = meta_model(config)
-    packed = sum(m.weight.numel() for _, m in linears(model)) if cfg.base_storage == 'packed' else 0
+    packed = sum(m.weight.numel() for _, m in linears(model)) if cfg.base_storage != 'dequantized' else 0
     total = sum(p.numel() for p in model.parameters())
-    need = packed * 0.53 + (total - packed) * getattr(torch, cfg.compute_dtype).itemsize # 4 bits a weight, and the block scales
+    shares = place().size if cfg.base_storage == 'sharded' else 1
+    need = packed * (0.5 / shares + 0.03) + (total - packed) * getattr(torch, cfg.compute_dtype).itemsize # 4 bits a weight, and the block scales
     free = torch.cuda.mem_get_info()[0] if cfg.device == 'cuda' else psutil.virtual_memory().available
     if need > free:
         raise BackboneError(f'{cfg.backbone} needs {need / 2**30:.1f} GiB for its weights alone and the {cfg.device} has {free / 2**30:.1f} GiB free: '
@@ -439,6 +499,7 @@ def load_backbone(cfg: RunConfig # resolved
     check_memory(config, cfg)
     if cfg.device == 'cuda': grow_segments()
     if cfg.weights == 'random': model = random_backbone(config, cfg)
+    elif cfg.base_storage == 'sharded': model = sharded_backbone(folder, config, cfg)
     else: model = pretrained_backbone(folder, cfg)
     if cfg.quantization == 'nf4':
         for _, m in linears(model): m.support_avx512bf16_for_cpu = False # some CPUs would silently compute in bfloat16
@@ -459,11 +520,10 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
     dtype = getattr(torch, cfg.compute_dtype)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=cfg.double_quant,
                              bnb_4bit_compute_dtype=dtype) if cfg.quantization == 'nf4' else None
-    device = torch.cuda.current_device() if cfg.device == 'cuda' else 'cpu' # by number: weights are read in threads, whose current GPU is the first
     with _telling(str(folder)):
         check_sums(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, quantization_config=nf4, device_map={'': device}, attn_implementation='sdpa',
+            folder, dtype=dtype, quantization_config=nf4, device_map={'': device_of(cfg)}, attn_implementation='sdpa',
             use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     if info['missing_keys']: # transformers would go on with random numbers in their place
         raise BackboneError(f"{folder} lacks {len(info['missing_keys'])} weights of the model, such as {sorted(info['missing_keys'])[0]}: copy the model folder again.")
@@ -471,6 +531,25 @@ def pretrained_backbone(folder: Path, cfg: RunConfig) -> nn.Module:
         if tuple(m.weight.quant_state.shape) != (m.out_features, m.in_features):
             raise BackboneError(f'{folder}: {name} has the shape {tuple(m.weight.quant_state.shape)} in its file and {(m.out_features, m.in_features)} by config.json: the two belong to different models.')
     return model
+
+# %% ../nbs/02_backbones.ipynb #da7d1b48
+def sharded_backbone(folder: Path, config: PretrainedConfig, cfg: RunConfig) -> nn.Module: # `BackboneError` if a weight is not there
+    "Weights from a folder, of which each process keeps its part"
+    with _telling(str(folder)), ExitStack() as opened:
+        check_sums(folder)
+        files = [opened.enter_context(safe_open(path, framework='pt')) for path in weight_files(folder)]
+        where = {name: f for f in files for name in f.keys()}
+        tied = 'lm_head.weight' if config.get_text_config().tie_word_embeddings else ''
+
+        def fill(name, values):
+            if name in where: values.copy_(_shaped(where[name].get_tensor(name), values.shape, name))
+            elif name != tied: raise BackboneError(f'{folder} has no {name}: base_storage sharded reads models whose files name the weights as transformers does; take packed.')
+        return built(config, cfg, fill)
+
+
+def _shaped(values, shape, name): # copy_ would spread a row over a matrix
+    if values.shape != shape: raise BackboneError(f'{name} has the shape {tuple(values.shape)} in its file and {tuple(shape)} by config.json: the two belong to different models.')
+    return values
 
 # %% ../nbs/02_backbones.ipynb #4868cc14
 def supervised_hidden(model: nn.Module,       # the backbone, adapters injected or not

@@ -78,7 +78,7 @@ class BackboneFields:
     weights: str = 'pretrained'       # pretrained, or random: the architecture alone, nothing downloaded
     quantization: str = 'nf4'         # storage type of the frozen linear weights: nf4, or none (16-bit)
     double_quant: bool = True         # also quantize NF4's block scales (QLoRA's double quantization)
-    base_storage: str = 'auto'        # packed: dequantize in each pass; dequantized: once, the same values
+    base_storage: str = 'auto'        # packed: dequantize in each pass; dequantized: once, the same values; sharded: packed, a part in each process
     compute_dtype: str = 'auto'       # dtype of the forward pass: float32, bfloat16, float16
     device: str = 'auto'              # cpu or cuda
 
@@ -123,7 +123,7 @@ class TrainingFields:
 
 # %% ../nbs/00_config.ipynb #48017d98
 CHOICES = dict(
-    weights=('pretrained', 'random'), quantization=('nf4', 'none'), base_storage=('auto', 'packed', 'dequantized'),
+    weights=('pretrained', 'random'), quantization=('nf4', 'none'), base_storage=('auto', 'packed', 'dequantized', 'sharded'),
     compute_dtype=('auto', 'float32', 'bfloat16', 'float16'), device=('auto', 'cpu', 'cuda'),
     prompt=('open', 'lettered'), loss_scope=('answer', 'sequence', 'padded'), adapter_dtype=('float32', 'bfloat16'),
     importance_grad=('total', 'task'), allocator=('called', 'never', 'uniform', 'early', 'zeroed'), optimizer_state=('float32', 'paged_8bit'),
@@ -234,7 +234,7 @@ UNSAID = dict(
     double_quant='part of QLoRA\'s recipe, not mentioned; on',
     compute_dtype='not said; bfloat16 on a GPU that has it, float32 on a CPU',
     adapter_dtype='PEFT\'s default for a 4-bit base',
-    base_storage='a matter of speed: both hold the same values',
+    base_storage='a matter of speed and memory: all hold the same values',
     delta_t='PEFT\'s default',
     importance_beta1='PEFT\'s default', importance_beta2='PEFT\'s default',
     importance_grad='what PEFT does: the gradient of the loss with the penalty inside',

@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .adapters import method_spec, orthogonality_penalty
-from .backbones import head_logits, supervised_hidden, supervised_logits
+from .backbones import head_logits, is_sharded, supervised_hidden, supervised_logits
 from .config import RunConfig
 from .fused import fused
+from .processes import place
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
 from .training import AT_ONCE, pack, release_memory, row_mask, task_loss
 
@@ -113,7 +114,7 @@ def score_trees(model: nn.Module, trees: list, pad_id: int) -> list: # `branch_l
                 scored.update(zip(batch, branch_logprobs(model, [trees[i] for i in batch], pad_id)))
             return [scored[i] for i in range(len(trees))]
         except torch.OutOfMemoryError:
-            if len(batch) == 1: raise # there is no smaller pass
+            if len(batch) == 1 or is_sharded(model) and place().size > 1: raise # there is no smaller pass, or none that the others would make too
         release_memory() # outside the handler, whose traceback holds the pass
         print(f'Out of memory with {most:,} tokens a forward pass: going on with {most // 2:,}.', flush=True)
         most, left = most // 2, [i for i in left if i not in scored]
@@ -264,7 +265,7 @@ def each_padded_nll(model: nn.Module, rows: list, cfg: RunConfig, pad_id: int, l
             done.append(padded_nll(model, rows[start:start + size], cfg, pad_id, length))
             continue
         except torch.OutOfMemoryError:
-            if size == 1: raise
+            if size == 1 or is_sharded(model) and place().size > 1: raise
         release_memory() # outside the handler, whose traceback holds the pass
         size //= 2
     return np.concatenate(done)

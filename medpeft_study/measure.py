@@ -269,7 +269,7 @@ def trajectory(params: dict, path: str, steps: int = 50) -> dict: # losses in na
     return dict(backbone=cfg.backbone, weights=cfg.weights, method=cfg.method, path=path, lr=cfg.lr, losses=[h['task_loss'] for h in history],
                 total_rank=[h['total_rank'] for h in history])
 
-
+# %% ../nbs/08a_measure.ipynb #c0567d68
 def validation_loss(model, tokenizer, items, cfg, history) -> float: # nats a token; takes what `follow` returns
     "What a trained model is worth"
     preds = predict(model, tokenizer, scored_splits(items, cfg)['validation'], cfg)

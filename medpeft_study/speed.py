@@ -9,8 +9,9 @@ __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchE
            'label_beside', 'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps',
            'slope', 'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences',
            'said_trajectories', 'parity_figure', 'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation',
-           'planner_figure', 'said_planner', 'Part', 'said_targets', 'parts_of', 'missing', 'build_parts',
-           'write_speed', 'speed_numbers']
+           'planner_figure', 'said_planner', 'beside', 'is_shared', 'step_parts', 'efficiency', 'table_scaling',
+           'said_scaling', 'scaling_figure', 'table_losses', 'said_shared', 'said_grid', 'Part', 'said_targets',
+           'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
 
 # %% ../nbs/07h_speed.ipynb #89f2c687
 import json
@@ -41,7 +42,7 @@ from .tables import Column, Table, write_table
 # %% ../nbs/07h_speed.ipynb #655e39ad
 _BENCH = 'python -m medpeft_study.measure '
 FILES = dict( # file in `reports/bench` -> the command that makes it
-    steps=_BENCH + 'steps', contenders='python -m medpeft_study.contenders --all', growth=_BENCH + 'growth', profile=_BENCH + 'steps', parity=_BENCH + 'parity',
+    steps=_BENCH + 'steps', contenders='python -m medpeft_study.contenders --all', growth=_BENCH + 'growth', profile=_BENCH + 'steps', parity=_BENCH + 'parity', processes='python -m medpeft_study.scaling processes',
     evaluation=_BENCH + 'evaluation', cpu='python -m medpeft_study.contenders --contenders ours,trainer --backbone smollm2-135m --device cpu --out reports/bench/cpu.json')
 
 
@@ -49,7 +50,7 @@ class BenchError(ValueError):
     "A file of the bench that cannot be read; the message is one sentence"
 
 
-_LISTS = 'points', 'memory_points', 'trajectories', 'mini', 'resumed'
+_LISTS = 'points', 'memory_points', 'trajectories', 'mini', 'resumed', 'losses', 'grid'
 
 
 def read_bench(path: Path # a JSON file
@@ -642,6 +643,126 @@ def said_planner(bench: dict # with planner
     error = error_table(bench['planner']['points']).error.abs()
     return [f'{(error <= _BAND).sum()} of {len(error)} points are predicted within {100 * _BAND:.0f} % in memory; the largest error is {100 * error.max():.1f} %.']
 
+# %% ../nbs/07h_speed.ipynb #fede7cde
+def beside(points: list # of processes.json
+           ) -> list:   # (point of one process or None, point of several), in the order of the registries
+    "What is to be compared; one GPU has no other to share a base with"
+    one = {p['name']: p for p in points if p['processes'] == 1}
+    return [(one.get(p['name'].replace(' sharded', '')), p) for found in in_groups(points).values() for p in found if p['processes'] > 1]
+
+
+def is_shared(point: dict) -> bool: return point['base_storage'] == 'sharded'
+
+
+def step_parts(point: dict) -> dict: # part -> ms
+    "Where the time of a step goes"
+    gradient, sums = max(e['ms_gradient'] for e in point['each']), min(e['ms_sum'] for e in point['each'])
+    return dict(gradient=gradient, sum=sums, rest=max(0., point['ms'] - gradient - sums))
+
+
+def efficiency(one: dict, many: dict) -> float: # a share
+    "Time of one GPU over that of all GPUs together"
+    return one['ms'] / many['ms'] / many['processes']
+
+# %% ../nbs/07h_speed.ipynb #20512606
+def table_scaling(bench: dict # with processes
+                  ) -> Table:
+    "Table 12: a step on one GPU and on two"
+    rows = []
+    for one, two in beside(bench['processes']['points']):
+        group = next(iter(in_groups([two])))
+        share = {'efficiency': 100 * efficiency(one, two), 'ms, one': one['ms'], 'GiB, one': memory(one), 'GiB, share': 100 * memory(two) / memory(one) if memory(one) else None} if one else {}
+        rows.append(dict(group=group, mode=two['mode'], shared=', base shared' if is_shared(two) else None, rows=two['batch_size'], between=step_parts(two)['sum'],
+                         **{'ms, two': two['ms'], 'GiB, two': memory(two)}) | share)
+    frame = pd.DataFrame(rows, columns=['group', 'mode', 'shared', 'rows', 'ms, one', 'ms, two', 'efficiency', 'between', 'GiB, one', 'GiB, two', 'GiB, share'], dtype=object)
+    columns = (Column('Mode', {'mode': '{}', 'shared': '{}'}), Column('Rows', {'rows': '{}'}), Column('one GPU', {'ms, one': '{:.1f}'}, 'Step, ms'), Column('two', {'ms, two': '{:.1f}'}, 'Step, ms'),
+               Column('Efficiency, %', {'efficiency': '{:.0f}'}), Column('Sum, ms', {'between': '{:.1f}'}), Column('one GPU', {'GiB, one': '{:.1f}'}, 'Peak memory a GPU, GiB'),
+               Column('two', {'GiB, two': '{:.1f}'}, 'Peak memory a GPU, GiB'), Column('share, %', {'GiB, share': '{:.0f}'}, 'Peak memory a GPU, GiB'))
+    notes = ('Rows a step, over all GPUs; at most 16 a pass. Efficiency: the time of one GPU over twice that of two. Sum: of the gradients over the processes, as the slowest sees it.',
+             'Base shared: each process holds its part of every packed layer and gathers the others\'; such a step is not recorded as a CUDA graph.',
+             *filter(None, [source_note(bench['processes'])]), *failed_notes(bench['processes']))
+    return Table('speed_scaling', 12, 'A step on one GPU and on two', frame, columns, notes, 'group')
+
+# %% ../nbs/07h_speed.ipynb #f756a735
+def said_scaling(bench: dict # with processes
+                 ) -> list:  # sentences
+    "How well two GPUs share a step, and what limits it"
+    pairs = [(one, two) for one, two in beside(bench['processes']['points']) if one and not is_shared(two)]
+    said = []
+    for rows in sorted({two['batch_size'] for _, two in pairs}):
+        found = [100 * efficiency(*pair) for pair in pairs if pair[1]['batch_size'] == rows]
+        said.append(f'Steps of {rows} rows: {min(found):.0f} to {max(found):.0f} % efficient.')
+    if pairs: said += _limits(*min(pairs, key=lambda pair: efficiency(*pair)))
+    return said
+
+
+def _limits(one, two): # what keeps a step from half its time
+    before, after, n = step_parts(one), step_parts(two), two['processes']
+    over = {k: after[k] - before[k] / n for k in after}
+    nccl = next((k['share'] for k in two.get('kernels', []) if k['group'] == 'between processes'), None)
+    where = f"{next(iter(in_groups([two])))}, {two['mode']}, {two['batch_size']} rows"
+    return [f"The least efficient is {where}: {two['ms'] - one['ms'] / n:.1f} ms beyond {one['ms'] / n:.1f}, of which fewer rows a pass take {over['gradient']:.1f}, the sum {over['sum']:.1f}, and what every process does for itself {over['rest']:.1f}."
+            + (f' In its profile the kernels of NCCL, waiting included, take {100 * nccl:.0f} %.' if nccl is not None else '')]
+
+# %% ../nbs/07h_speed.ipynb #b4a70cbc
+_PARTS = dict(gradient='gradient of its own rows', sum='sum over the processes', rest='optimizer, penalty, allocator')
+
+
+@styled
+def scaling_figure(bench: dict # with processes
+                   ) -> Figure: # two bars a configuration
+    "The parts of a step on one GPU and on two"
+    pairs = [(one, two) for one, two in beside(bench['processes']['points']) if one and not is_shared(two)]
+    fig, ((ax,),) = _panels(1, 1, 1. + .5 * len(pairs))
+    shades, ticks = dict(zip(_PARTS, sns.color_palette('mako', len(_PARTS)))), {}
+    for i, (one, two) in enumerate(pairs):
+        for y, p in ((2.6 * i, one), (2.6 * i + 1, two)):
+            start = 0.
+            for part, ms in step_parts(p).items():
+                ax.barh(y, ms, left=start, color=shades[part], edgecolor='white', lw=.8, height=.86)
+                start += ms
+            ax.annotate(f"{p['ms']:,.0f} ms" + (f', {100 * efficiency(one, two):.0f} %' if p is two else ''), (start, y), (4, 0), textcoords='offset points', va='center')
+        ax.plot([one['ms'] / two['processes']] * 2, [2.6 * i + .5, 2.6 * i + 1.5], color='.2', lw=1, ls=':')
+        ticks[2.6 * i + .5] = f"{title(BACKBONES, two['backbone'])}, {title(METHODS, two['method'])},\n{two['mode']}, {two['batch_size']} rows"
+    ax.set(yticks=list(ticks), yticklabels=list(ticks.values()), xlim=(0, 1.25 * max([one['ms'] for one, _ in pairs], default=1)), ylim=(2.6 * len(pairs) - .8, -.8), xlabel='step (ms); above on one GPU, below on two')
+    ax.tick_params(axis='y', length=0)
+    fig.legend(handles=[*(Patch(color=shades[k], label=label) for k, label in _PARTS.items()), Line2D([], [], color='.2', lw=1, ls=':', label='half of one GPU')], ncols=2, loc='outside lower center', handlelength=1.2, columnspacing=1.6)
+    return fig
+
+# %% ../nbs/07h_speed.ipynb #d3a5fa2b
+def table_losses(bench: dict # with processes, of which `losses`
+                 ) -> Table:
+    "Table 13: the same run on one GPU and on two"
+    rows = []
+    for one, two in beside(bench['processes']['losses']):
+        if not one: continue
+        far = np.abs(np.array(two['losses']) - one['losses'])
+        rows.append(dict(group=next(iter(in_groups([two]))), dropout=two['dropout'], steps=two['steps'], far=far.max(), mean=far.mean(), ranks=sum(a != b for a, b in zip(two['ranks'], one['ranks'])),
+                         modules=len(two['ranks']), equal=_YES[two['adapters_apart'] == two['ranks_apart'] == 0], one=one.get('val_loss'), two=two.get('val_loss')))
+    frame = pd.DataFrame(rows, columns=['group', 'dropout', 'steps', 'far', 'mean', 'ranks', 'modules', 'equal', 'one', 'two'], dtype=object)
+    columns = (Column('Run', {'group': '{}'}), Column('Dropout', {'dropout': '{:g}'}), Column('Steps', {'steps': '{}'}), Column('largest', {'far': '{:.1e}'}, 'Losses apart, nats'), Column('mean', {'mean': '{:.1e}'}, 'Losses apart, nats'),
+               Column('Ranks that differ', {'ranks': '{}', 'modules': ' of {}'}), Column('Equal in both processes', {'equal': '{}'}), Column('one GPU', {'one': '{:.4f}'}, 'Validation loss', ''), Column('two', {'two': '{:.4f}'}, 'Validation loss', ''))
+    notes = ('Profile mini. Losses apart: of one GPU and of two, step by step. Equal: the adapter, to the bit, and the ranks of both processes at the end.', *filter(None, [source_note(bench['processes'])]))
+    return Table('speed_losses', 13, 'The same run on one GPU and on two', frame, columns, notes)
+
+
+def said_shared(bench: dict # with processes
+                ) -> list:  # a sentence a point
+    "What a base that the processes share takes, and whether the numbers are the same"
+    said = []
+    for one, two in beside(bench['processes']['points']):
+        if not is_shared(two): continue
+        same = f"{100 * memory(two) / memory(one):.0f} % of one GPU's peak, its loss {abs(two['first_loss'] - one['first_loss']):.1e} nats from one GPU's at the first step and {abs(two['last_loss'] - one['last_loss']):.1e} at the last" if one else f"{memory(two):.1f} GiB at the peak"
+        said.append(f"{next(iter(in_groups([two])))}, {two['mode']}: each GPU holds {100 * two['share_held']:.0f} % of the packed base; {same}; {two['ms']:.0f} ms a step.")
+    return said
+
+
+def said_grid(bench: dict # with processes, of which `grid`
+              ) -> list:  # a sentence
+    "How long the study engine takes on one GPU and on two"
+    times = {p['processes']: p for p in bench['processes']['grid']}
+    return [f"{p['runs']} runs on {n} GPU{'s' * (n > 1)}, up to {p['at_once']} at a time on each: {p['seconds']:.0f} s, a run {median(p['each']):.0f} s in the middle." for n, p in sorted(times.items())]
+
 # %% ../nbs/07h_speed.ipynb #fb6ad5d6
 @dataclass(frozen=True)
 class Part:
@@ -677,6 +798,12 @@ PARTS = dict( # name of tables and figures, behind `speed_`
                 FigureSpec(parity_figure, 'Distance from float32', 'Training loss less that of float32 over the steps, a panel for each backbone and method, for the fast path and for plain bfloat16.'), 'trajectories'),
     results=Part('Whether the result is the same', 'Validation loss after the whole protocol of the study `mini`, by each path.', 'parity', None, table_parity, holds='mini'),
     resumed=Part('Whether it can be taken up', 'On a CPU a run that goes on from its checkpoint ends with the same bytes. A GPU promises no order of additions, so there the same run twice is the measure.', 'parity', said_resumed, holds='resumed'),
+    scaling=Part('On two GPUs', 'The same step with its rows dealt out to two GPUs of one machine.', 'processes', said_scaling, table_scaling,
+                 FigureSpec(scaling_figure, 'One GPU and two', 'Stacked horizontal bars, two for each configuration, of the time that a step spends on its gradient, on the sum over the processes and on the rest, '
+                            'with a mark at half of one GPU.')),
+    shared=Part('A base that two GPUs share', 'Each holds its part of every packed layer, and a row of a step belongs to one of them.', 'processes', said_shared),
+    same=Part('Whether two GPUs compute the same', 'The small model on real questions, the same rows, seed and global batch.', 'processes', None, table_losses, holds='losses'),
+    grid=Part('Many runs on two GPUs', 'A grid of small runs by the study engine.', 'processes', said_grid, holds='grid'),
     evaluation=Part('Evaluation', 'How long it takes to score the validation items.', 'evaluation', None, table_evaluation),
     planner=Part('What the planner foresees', 'Peak memory and time of a step as `medpeft plan` predicts them from shapes alone, against what was measured.', 'planner', said_planner, None,
                  FigureSpec(planner_figure, 'Predicted and measured', 'Scatter of predicted against measured peak memory, and of predicted against measured time of a step, with a band of ten percent around equality.')))
@@ -692,7 +819,7 @@ def missing(bench: dict # of `load_bench`
             ) -> list:  # a sentence a part that is left out
     "What cannot be shown, and how to get it"
     out = {name: part for name, part in PARTS.items() if name not in parts_of(bench)}
-    words = dict(mini='validation losses of the study mini', trajectories='losses by step', resumed='runs that were taken up', points='points')
+    words = dict(mini='validation losses of the study mini', trajectories='losses by step', resumed='runs that were taken up', points='points', losses='losses of one GPU and two', grid='grid of runs')
     return list(dict.fromkeys(absent(p.file) if p.file not in bench else f'`reports/bench/{p.file}.json` holds no {words[p.holds]}.' for p in out.values()))
 
 

@@ -45,14 +45,15 @@ class Pack(NamedTuple):
 
 
 def micro_batches(rows: list, cfg: RunConfig,
-                  where: Place = Place(0, 1) # which process asks
+                  where: Place = Place(0, 1), # which process asks
+                  even: bool = False # as many for every process, some of them empty
                   ) -> list: # lists of places in `rows`, at most `micro_batch_size` long
     "The rows of one optimizer step, dealt out to as few micro-batches as hold them, as many a process, of about as many tokens each"
     count = where.size * -(-len(rows) // (cfg.micro_batch_size * where.size))
     order, dealt = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids)), [[] for _ in range(count)]
     for start in range(0, len(order), count): # there and back
         for place, hand in zip(order[start:start + count], dealt if start // count % 2 == 0 else dealt[::-1]): hand.append(place)
-    return [hand for hand in dealt[where.rank::where.size] if hand]
+    return [hand for hand in dealt[where.rank::where.size] if hand or even]
 
 # %% ../nbs/04_training.ipynb #4127fffe
 def pack(rows: list,    # `Encoded` rows of a micro-batch
@@ -132,9 +133,9 @@ class Plan:
                  where: Place = Place(0, 1)): # which process's share
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
         self.steps = [[rows[i] for i in b] for b in batches]
-        cut = [micro_batches(step, cfg, where) for step in self.steps]
-        if not any(cut): raise TrainingError(f'{where.size} processes cannot share a step of {cfg.batch_size} rows: start fewer.')
-        packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in ms]
+        cut = [micro_batches(step, cfg, where, cfg.base_storage == 'sharded') for step in self.steps] # processes that share the base pass through it together
+        if not any(map(any, cut)): raise TrainingError(f'{where.size} processes cannot share a step of {cfg.batch_size} rows: start fewer.')
+        packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in (m or [0] for m in ms)] # a row that does not count, where there is none
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
         self.counts = [len(ms) for ms in cut] # packs of each step
         self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
@@ -143,7 +144,7 @@ class Plan:
         full = [filled(p, lines, max(self.sizes), scored, cfg.micro_batch_size + 2) for p in packs]
         self.packs = Pack(*(torch.stack(x).to(device) for x in zip(*full)))
         self.longest = max(max(p.starts.diff().max().item(), size - n) for p, size, n in zip(packs, self.sizes, lengths)) # what fills a line is a row too
-        self.share = torch.tensor([1 / n for n, k in zip(self.tokens, self.counts) for _ in range(k)], device=device)
+        self.share = torch.tensor([bool(places) / n for n, ms in zip(self.tokens, cut) for places in ms], device=device)
 
 # %% ../nbs/04_training.ipynb #a75e9961
 @patch
@@ -415,7 +416,7 @@ def training(model: nn.Module, # with an adapter, in training mode
         stepper = Stepper(model, plan, cfg, layers)
         if device.type == 'cuda': torch.cuda.empty_cache() # where the parameters lay before
         if cfg.gradient_checkpointing: recompute_activations(model, stateless=bool(layers))
-        stream = torch.cuda.Stream() if device.type == 'cuda' and record and (layers or not cfg.gradient_checkpointing) else None
+        stream = torch.cuda.Stream() if device.type == 'cuda' and record and (layers or not cfg.gradient_checkpointing) and cfg.base_storage != 'sharded' else None
         pool = torch.cuda.graph_pool_handle() if stream else None
         accumulate = Replay(stepper.accumulate, stream, pool, [(n,) for n in sorted(set(plan.sizes), reverse=True)])
         finish = Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None, pool)
@@ -435,12 +436,15 @@ def _on(stream):
     finally: torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def _memory_is_short(cfg): return cfg.gradient_checkpointing or cfg.base_storage == 'sharded'
+
+
 @contextmanager
 def _few_words(model, plan, cfg):
-    "With checkpointing, where memory is short: of an embedding that is not the head too, keep only the rows that the run reads"
+    "Where memory is short: of an embedding that is not the head too, keep only the rows that the run reads"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embedding.weight
-    if not cfg.gradient_checkpointing or weight.device.type == 'cpu' or weight is head.weight: yield; return
+    if not _memory_is_short(cfg) or weight.device.type == 'cpu' or weight is head.weight: yield; return
     whole, pad = weight.data.cpu(), embedding.padding_idx
     words, ids = plan.packs.ids.unique(return_inverse=True)
     plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), weight.data[words], None
@@ -522,8 +526,8 @@ def _way_back(model, cfg): # a function that undoes an attempt
     values = [p.detach().to('cpu', copy=True) for p in params]
     if torch.cuda.is_available(): states.append(torch.cuda.get_rng_state())
     words = model.get_input_embeddings()
-    # an attempt with checkpointing cuts an untied embedding, and may lack the memory to put it back
-    whole = words.weight.data.cpu() if cfg.gradient_checkpointing and words.weight is not model.get_output_embeddings().weight else None
+    # an attempt where memory is short cuts an untied embedding, and may lack the memory to put it back
+    whole = words.weight.data.cpu() if _memory_is_short(cfg) and words.weight is not model.get_output_embeddings().weight else None
     pad = words.padding_idx
 
     @torch.no_grad()

@@ -50,6 +50,14 @@ def test_two_processes_make_the_run_that_one_makes(pair):
     assert not list(folder.glob('medpeft-process-*')) # nor has it left anything
 
 
+def test_a_base_that_two_processes_share_makes_the_same_run(root, pair):
+    folder, (one, ones, _), _ = pair
+    shared, predictions, _ = made(root, folder / 'shared', TWO, method=one['config']['method'], base_storage='sharded')
+    for key in ('task_loss', 'penalty', 'reported_loss'): assert [h[key] for h in shared['history']] == pytest.approx([h[key] for h in one['history']], abs=1e-5)
+    assert shared['ranks'] == one['ranks'] and shared['config'] == one['config'] | dict(base_storage='sharded')
+    assert predictions.nll.to_numpy() == pytest.approx(ones.nll.to_numpy(), abs=1e-4)
+
+
 def test_what_is_complete_is_not_made_again(root, pair):
     again = started(root, pair[0] / 'two', TWO, method=pair[1][0]['config']['method'])
     said = again.communicate(timeout=120)[0]
