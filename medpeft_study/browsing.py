@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'OUTCOMES', 'ALL_ITEMS', 'pairs', 'held', 'texts', 'outcomes', 'item_frame', 'item_html', 'Browser']
 
-# %% ../nbs/07m_browsing.ipynb #53619a09
+# %% ../nbs/07m_browsing.ipynb #c734d520
 import html
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .frames import arm_name, in_order, load_predictions, setting_name
 from .prompts import LETTERS
 from .records import RecordError
 
-# %% ../nbs/07m_browsing.ipynb #753a9a69
+# %% ../nbs/07m_browsing.ipynb #006c6a3a
 def pairs(records: list # complete
           ) -> dict:    # setting -> {words for a run: its id}, in the order of every table; only settings with two runs
     "The runs that may be compared item by item"
@@ -31,7 +31,7 @@ def pairs(records: list # complete
         runs[words if words not in runs else f"{words} ({r['run_id']})"] = r['run_id']
     return {setting: runs for setting, runs in found.items() if len(runs) > 1}
 
-# %% ../nbs/07m_browsing.ipynb #2420a71a
+# %% ../nbs/07m_browsing.ipynb #5d688edf
 PROTOCOLS = dict(text='text of the choice', text_norm='text of the choice, per character', letter='letter') # column of predictions -> as printed
 
 
@@ -58,7 +58,7 @@ def texts(config: dict # of a record
     same = {k: config[k] for k in ('dataset', 'dataset_path', 'dataset_revision')} # what decides them: runs share one reading
     return _items(replace(RunConfig(), **same))
 
-# %% ../nbs/07m_browsing.ipynb #79470411
+# %% ../nbs/07m_browsing.ipynb #c751cb6c
 def outcomes(left: pd.DataFrame,  # of `held`
              right: pd.DataFrame, # likewise
              protocol: str        # a key of `PROTOCOLS`
@@ -71,7 +71,7 @@ def outcomes(left: pd.DataFrame,  # of `held`
 
 OUTCOMES = ['both right', 'only the first', 'only the second', 'neither']
 
-# %% ../nbs/07m_browsing.ipynb #62d6cbb4
+# %% ../nbs/07m_browsing.ipynb #c54951f3
 def item_frame(left: pd.DataFrame,  # of `held`
                right: pd.DataFrame, # likewise
                item_id: str,        # of both
@@ -89,7 +89,7 @@ def item_frame(left: pd.DataFrame,  # of `held`
         frame[f'{name} chosen'] = [k == part.loc[item_id, protocol] for k in range(n)]
     return frame
 
-# %% ../nbs/07m_browsing.ipynb #c1beb879
+# %% ../nbs/07m_browsing.ipynb #d31bfbce
 def item_html(frame: pd.DataFrame, # of `item_frame`
               names: tuple,        # of the two runs, as printed
               question: str = ''   # '' where the text is not here
@@ -101,10 +101,10 @@ def item_html(frame: pd.DataFrame, # of `item_frame`
                    for row in frame.to_dict('records'))
     heads = ''.join(f"<th scope='col' colspan='2'>{say(name)}</th>" for name in names)
     verdict = ', '.join(f"{say(name)}: {'right' if (frame['right'] & frame[f'{who} chosen']).any() else 'wrong'}" for name, who in zip(names, ('first', 'second')))
-    return (f"<p>{say(question) or 'The text of this item is not on this machine.'}</p><table><thead><tr><th scope='col'></th><th scope='col'>choice</th><th scope='col'>answer</th>{heads}</tr></thead>"
+    return (f"<p>{say(question) or 'The text of this item is not on this machine.'}</p><table style='border-collapse: separate; border-spacing: .8em .2em'><thead><tr><th scope='col'></th><th scope='col'>choice</th><th scope='col'>answer</th>{heads}</tr></thead>"
             f"<tbody>{body}</tbody></table><p>Log-likelihood in nats. {verdict}.</p>")
 
-# %% ../nbs/07m_browsing.ipynb #f46bfb5a
+# %% ../nbs/07m_browsing.ipynb #93ab9518
 ALL_ITEMS = 'all'
 
 
@@ -131,7 +131,7 @@ class Browser:
         try: then()
         finally: self.busy = False
 
-# %% ../nbs/07m_browsing.ipynb #1f019c64
+# %% ../nbs/07m_browsing.ipynb #b6c9c176
 def _fill(menu, options): # keep the choice where it is still there
     old, values = menu.value, [o[1] for o in options]
     menu.options = options

@@ -24,7 +24,7 @@ from .checkpoints import whole_file
 from .config import ConfigError, RunConfig, md_code, md_text, redacted, theme_table
 from .data import DATASETS
 from .explorer_data import METRICS
-from .frames import setting_name, title
+from .frames import SCORES, setting_name, title
 from .records import RecordError
 from .reporting import metric_value, peak_gib
 from .saving import CONFIG, WEIGHTS, check_adapter
@@ -40,13 +40,10 @@ def hub_licence(text: str # of a registry's entry; '' for one that nobody has to
     return dict(license=known) if known else dict(license='other', license_name=text or 'unknown')
 
 # %% ../nbs/07l_cards.ipynb #d6c0cdff
-_PROTOCOLS = dict(loss=('loss', 'answer'), perplexity=('perplexity', 'answer'), text=('accuracy', 'text'), text_norm=('accuracy', 'text_norm'), letter=('accuracy', 'letter'))
-
-
 def measured(record: dict # complete
              ) -> list:   # (split, key of `METRICS`, entry before training, entry after)
     "What a run has measured over all rows"
-    protocols = _PROTOCOLS | dict(reported_loss=('reported_loss', record['config']['loss_scope']))
+    protocols = SCORES | dict(reported_loss=('reported_loss', record['config']['loss_scope']))
     return [(split, key, *(metric_value(record, metric, when, protocol, split) for when in ('before', 'after')))
             for split in record['data']['scored'] for key, (metric, protocol) in protocols.items()]
 

@@ -6,7 +6,7 @@
 __all__ = ['PLAIN', 'harness_row', 'task_name', 'task_config', 'write_tasks', 'harness_model', 'harness_results',
            'harness_predictions', 'harness_accuracy', 'task_report']
 
-# %% ../nbs/05h_harness.ipynb #57e44e03
+# %% ../nbs/05h_harness.ipynb #a85e8fb7
 import json
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ from .config import ConfigError
 from .prompts import LETTERS, check_plain, frame, question_text
 from .saving import whole_folder
 
-# %% ../nbs/05h_harness.ipynb #c06dd95f
+# %% ../nbs/05h_harness.ipynb #580f28e6
 PLAIN = 'Question: {content}\nAnswer:' # `frame` of a tokenizer that has no template
 
 
@@ -30,7 +30,7 @@ def harness_row(item: dict,  # a row: item_id, domain, question, choices, answer
     prompts = {prompt: around.replace('{content}', question_text(item, prompt)) for prompt in ('open', 'lettered')}
     return dict(item_id=item['item_id'], domain=item['domain'], **prompts, choices=list(item['choices']), letters=list(LETTERS[:len(item['choices'])]), answer=item['answer'])
 
-# %% ../nbs/05h_harness.ipynb #50c9d4b7
+# %% ../nbs/05h_harness.ipynb #13370846
 _TASKS = dict(text=('open', 'choices', ('acc', 'acc_norm')), letter=('lettered', 'letters', ('acc',))) # task -> columns of prompt and choices, metrics
 
 
@@ -50,7 +50,7 @@ def task_config(dataset: str,  # name of the items
                 output_type='multiple_choice', doc_to_text=prompt, doc_to_choice=choices, doc_to_target='answer', target_delimiter=delimiter, num_fewshot=0,
                 metric_list=[dict(metric=m, aggregation='mean', higher_is_better=True) for m in metrics], metadata=dict(version=1))
 
-# %% ../nbs/05h_harness.ipynb #f1c3a5c4
+# %% ../nbs/05h_harness.ipynb #ed59280f
 def write_tasks(items,          # rows to score
                 dataset: str,   # their name
                 folder: Path,   # where the tasks go; it must not be there
@@ -70,7 +70,7 @@ def write_tasks(items,          # rows to score
             (tmp / f'{config["task"]}.yaml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
     return [task_name(dataset, protocol) for protocol in _TASKS]
 
-# %% ../nbs/05h_harness.ipynb #21aaac61
+# %% ../nbs/05h_harness.ipynb #377bb3db
 def harness_model(model,       # backbone, with an adapter or without
                   tokenizer,   # its own
                   batch_size: int = 8 # sequences a pass
@@ -89,7 +89,7 @@ def harness_results(model, tokenizer, folder: Path, tasks: list, batch_size: int
     out = simple_evaluate(model=lm, tasks=list(tasks), task_manager=TaskManager(include_path=str(folder), include_defaults=False), bootstrap_iters=0, log_samples=True, verbosity='ERROR')
     return out['results'], out['samples']
 
-# %% ../nbs/05h_harness.ipynb #28f76334
+# %% ../nbs/05h_harness.ipynb #9870f5b0
 def harness_predictions(samples: dict # of `harness_results`
                         ) -> pd.DataFrame: # a row an item: text, text_norm, letter (what is chosen), text_loglik, letter_loglik
     "The harness's answers in the columns of `predict`"
@@ -111,7 +111,7 @@ def harness_accuracy(results: dict # of `harness_results`
     names = {'acc,none': '', 'acc_norm,none': '_norm'}
     return {task.rsplit('_', 1)[1] + end: found[key] for task, found in results.items() for key, end in names.items() if key in found}
 
-# %% ../nbs/05h_harness.ipynb #675e5926
+# %% ../nbs/05h_harness.ipynb #fe9ce1e1
 def task_report(record: dict, # complete
                 model, tokenizer, folder: Path, tasks: list # as for `harness_results`
                 ) -> str:     # a line a protocol

@@ -40,4 +40,4 @@ def test_the_harness_answers_as_we_do(items, tmp_path, method, backbone, plain):
         apart = np.stack(theirs[column]) - np.stack(ours[column])
         assert np.ptp(apart, axis=1).max() < 1e-3 # white space at the end of a template is the same for each choice
         assert not plain or np.abs(apart).max() < 1e-3
-    assert len(set(ours.text)) == len(set(ours.letter)) == 4 # answers that could differ
+    assert len(set(ours.text)) > 2 < len(set(ours.letter)) # answers that could differ
