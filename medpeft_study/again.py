@@ -109,11 +109,11 @@ def again_table(bench: dict # of `load_bench`, with reproduced
                                                                          devices=p['device_then'] if p['device_then'] == p['device_now'] else f"{p['device_then']} → {p['device_now']}") for p in bench['reproduced']['points']]
     frame = pd.DataFrame(rows)[['run_id', 'study', 'devices', 'commits', 'largest_loss', 'largest_reported_loss', 'largest_accuracy', 'training', 'ranks', 'matrices', 'verdict']]
     apart = 'at most apart'
-    columns = (Column('run', {'run_id': '{}'}), Column('study', {'study': '{}'}), Column('device', {'devices': '{}'}), Column('commit', {'commits': '{}'}), Column('loss, nats', {'largest_loss': '{:.2g}'}, apart), Column('reported loss, nats', {'largest_reported_loss': '{:.2g}'}, apart),
-               Column('accuracy, points', {'largest_accuracy': lambda x: f'{100 * x:.2g}'}, apart), Column('training loss of a step, nats', {'training': '{:.2g}'}, apart), Column('ranks that differ', {'ranks': '{}', 'matrices': ' of {}'}), Column('tolerance', {'verdict': '{}'}))
+    columns = (Column('run', {'run_id': '{}'}), Column('commit', {'commits': '{}'}), Column('loss', {'largest_loss': '{:.2g}'}, apart),
+               Column('accuracy, points', {'largest_accuracy': lambda x: f'{100 * x:.2g}'}, apart), Column('a step\'s loss', {'training': '{:.2g}'}, apart), Column('other ranks', {'ranks': '{}', 'matrices': ' of {}'}), Column('tolerance', {'verdict': '{}'}))
     differ = sorted({f'{k} {a} → {b}' for p in bench['reproduced']['points'] for k, (a, b) in p['packages'].items()})
     return Table(PREFIX + 'again', 'A15', 'Runs made once more by their own command', frame, columns,
-                 (f"Over all metrics of a record that are over all items, before and after training. Tolerance: {TOLERANCE['loss']} nats and {100 * TOLERANCE['accuracy']:g} points, the smallest effects of interest.", 'Packages that differ: ' + (', '.join(differ) if differ else 'none') + '.'))
+                 (f"Losses in nats: of every metric over all items, before and after training, and of every training step. Other ranks: matrices that ended with another rank. Tolerance: {TOLERANCE['loss']} nats and {100 * TOLERANCE['accuracy']:g} points, the smallest effects of interest.", f"Device: {', '.join(dict.fromkeys(frame.devices))}. Packages that differ: {', '.join(differ) if differ else 'none'}."))
 
 
 def again_verdict(bench: dict # of `load_bench`, with reproduced
@@ -121,7 +121,7 @@ def again_verdict(bench: dict # of `load_bench`, with reproduced
     "Whether runs repeat themselves"
     points = bench['reproduced']['points']
     within, equal = sum(p['within'] for p in points), sum(not any(p['largest'].values()) and not p['training'] for p in points)
-    return f"- {within} of {len(points)} runs came out within the tolerance, {equal} of them with equal numbers throughout: **{'they repeat' if within == len(points) else 'not all repeat'}**."
+    return f"- {within} of {len(points)} runs made again came out within the tolerance, {equal} with equal numbers throughout: **{'they repeat' if within == len(points) else 'not all repeat'}**."
 
 # %% ../nbs/08h_again.ipynb #a43b0c3b
 app = typer.Typer(add_completion=False)

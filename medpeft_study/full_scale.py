@@ -51,7 +51,7 @@ def course_frame(bench: dict # of `load_bench`
 def course_table(bench: dict # of `load_bench`, with penalty
                  ) -> Table:
     "The penalty from start to end"
-    columns = (Column('gradient', {'beside': '{}'}), Column('at the start', {'start': '{:.2f}'}, 'weighted penalty (nats)'), Column('mean of the epoch', {'mean': '{:.3f}'}, 'weighted penalty (nats)'), Column('at the end', {'end': '{:.3f}'}, 'weighted penalty (nats)'),
+    columns = (Column('the penalty', {'beside': '{}'}), Column('at the start', {'start': '{:.2f}'}, 'weighted penalty (nats)'), Column('mean of the epoch', {'mean': '{:.3f}'}, 'weighted penalty (nats)'), Column('at the end', {'end': '{:.3f}'}, 'weighted penalty (nats)'),
                Column('training', {'paper_train': '{:.4f}'}, 'AdaLoRA\'s loss in the paper'), Column('validation', {'paper_val': '{:.4f}'}, 'AdaLoRA\'s loss in the paper'))
     p = bench['penalty']['points'][0]
     setting = f"Rank {p['rank']}, weight {p['weight']:g}, {p['steps']} steps of AdamW at a peak rate of {p['lr']:g}, cosine, warm-up; all adapted matrices. " if 'rank' in p else ''
@@ -86,12 +86,13 @@ def course_verdict(frame: pd.DataFrame # of `course_frame`
     "Which printed loss can hold the penalty"
     lines = []
     for name, part in frame.groupby('backbone', sort=False) if len(frame) else ():
-        lines.append(f'- {name}: {part.start.iloc[0]:.2f} nats before the first step; ' + '; '.join(f'{r.beside} {r.mean:.3f} on average over the epoch and {r.end:.3f} at the end' for r in part.itertuples()) + '.')
+        ends = lambda x: f'{x.min():.3f} to {x.max():.3f}'
+        lines.append(f"- {name}: {part.start.iloc[0]:.2f} nats before the first step, {ends(part['mean'])} on average over the epoch, {ends(part.end)} at the end, by what is beside it.")
         if part.paper_val.isna().any(): continue
         train, val = part.paper_train.iloc[0], part.paper_val.iloc[0]
-        above, ends = int((part['mean'] > train).sum()), int((part.end > val).sum())
-        lines.append(f"  The mean over the epoch is above the printed training loss of {train} in {above} of the {len(part)} cases: **{'no mean of the epoch with the penalty inside was printed' if above == len(part) else 'the training loss excludes nothing'}**. "
-                     f"At the end it is above the printed validation loss of {val} in {ends} of {len(part)}: **{'that loss had no penalty inside' if ends == len(part) else 'that loss may hold the penalty' if not ends else 'whether that loss may hold the penalty depends on the gradients of its task, which random weights do not tell'}**.")
+        above, still = int((part['mean'] > train).sum()), int((part.end > val).sum())
+        lines.append(f"  On average it is above the printed training loss of {train} in {above} of {len(part)} cases: **{'with the penalty inside, no mean of the epoch is that low' if above == len(part) else 'the training loss excludes nothing'}**. "
+                     f"At the end it is above the printed validation loss of {val} in {still} of {len(part)}: **{'with the penalty inside, no validation loss is that low' if still == len(part) else 'that loss may hold the penalty' if not still else 'whether that loss can hold it depends on the gradients of a task, which random weights do not tell'}**.")
     return '\n'.join(lines)
 
 # %% ../nbs/08g_full_scale.ipynb #e4acc1c7
@@ -134,11 +135,11 @@ def rehearsal_frame(records: list # complete
 def rehearsal_table(frame: pd.DataFrame # of `rehearsal_frame`, not empty
                     ) -> Table:
     "The four runs, rehearsed"
-    columns = (Column('method', {'method': '{}'}), Column('record', {'run_id': '{}'}), Column('steps', {'steps': '{}'}), Column('training, s', {'training': '{:.0f}'}), Column('whole run, s', {'total': '{:.0f}'}), Column('peak memory, GiB', {'memory': '{:.1f}'}),
-               Column('mean rank', {'rank': '{}', 'last': ' → {:.1f}'}), Column('loss before training', {'before': '{:.2f}'}), Column('of a blind guess', {'guess': '{:.2f}'}))
+    columns = (Column('method', {'method': '{}'}), Column('steps', {'steps': '{}'}), Column('training', {'training': '{:.0f}'}, 'seconds'), Column('whole run', {'total': '{:.0f}'}, 'seconds'), Column('peak GiB', {'memory': '{:.1f}'}),
+               Column('mean rank', {'rank': '{}', 'last': ' → {:.1f}'}), Column('before training', {'before': '{:.2f}'}, 'loss, nats a token'), Column('of a guess', {'guess': '{:.2f}'}, 'loss, nats a token'))
     made = ' and '.join(f'{d}, commit {c}' for d, c in frame[['device', 'commit']].drop_duplicates().itertuples(index=False))
     return Table(PREFIX + 'rehearsal', 'A14', 'The paper\'s four runs, rehearsed with random weights', frame, columns,
-                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}.', 'A random backbone knows nothing: its loss before training is no lower than that of a blind guess among all tokens. Its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
+                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}: {", ".join(frame.run_id)}.', 'A random backbone knows nothing: its loss before training is no lower than that of a blind guess among all tokens. Its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
 
 
 def rehearsal_said(records: list) -> str: # Markdown

@@ -73,15 +73,15 @@ def held_frame(records: list,              # complete
 def held_table(frame: pd.DataFrame # of `held_frame`, not empty
                ) -> Table:
     "Validation and held-out rows"
-    loss, right = 'loss (nats a token)', 'accuracy by choice text (%)'
+    loss, right, apart = 'loss, nats a token', 'accuracy, %', 'held-out, against the first arm'
     effect = lambda name, digits: {f'{name}_effect': f'{{:+.{digits}f}}', f'{name}_low': f' [{{:.{digits}f}}, ', f'{name}_high': f'{{:.{digits}f}}]'}
-    columns = (Column('arm', {'arm': '{}'}), Column('validation, frozen', {'frozen_loss': '{:.3f}'}, loss), Column('validation, made again', {'again_loss': '{:.3f}'}, loss), Column('held-out', {'test_loss': '{:.3f}'}, loss),
-               Column('validation, frozen', {'frozen_text': '{:.1f}'}, right), Column('validation, made again', {'again_text': '{:.1f}'}, right), Column('held-out', {'test_text': '{:.1f}'}, right),
-               Column('loss', effect('loss', 3), 'held-out rows, against the first arm', ''), Column('accuracy, points', effect('text', 1), 'held-out rows, against the first arm', ''), Column('seeds', {'seeds': '{}'}))
+    columns = (Column('arm', {'arm': '{}'}), Column('validation', {'frozen_loss': '{:.3f}'}, loss), Column('again', {'again_loss': '{:.3f}'}, loss), Column('held-out', {'test_loss': '{:.3f}'}, loss),
+               Column('validation', {'frozen_text': '{:.1f}'}, right), Column('held-out', {'test_text': '{:.1f}'}, right),
+               Column('loss', effect('loss', 3), apart, ''), Column('accuracy, points', effect('text', 1), apart, ''), Column('seeds', {'seeds': '{}'}))
     columns = tuple(c for c in columns if next(iter(c.parts)) in frame)
     ids = '; '.join(f'{r.arm}: {r.frozen or "the frozen runs are not there"}' for r in frame.itertuples())
     return Table(PREFIX + 'held_out', 'A11', 'The frozen runs on validation rows, and made again on held-out rows', frame, columns,
-                 ('Mean over seeds. In brackets 95 % intervals over seeds and items.', f'Frozen runs: {ids}.'))
+                 ('Mean over seeds; in brackets 95 % intervals over seeds and items. Validation: the frozen runs. Again: the same rows, scored by the runs made again, whose held-out rows are beside. Accuracy by choice text.', f'Frozen runs: {ids}.'))
 
 # %% ../nbs/08f_held_out.ipynb #9428bbe4
 _READS = {'higher': 'it is higher', 'lower': 'it is lower', 'equivalent': 'no difference that matters', 'cannot tell': 'the data cannot tell'}
