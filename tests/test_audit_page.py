@@ -127,7 +127,7 @@ def test_with_all_records_nothing_is_missing_and_verdicts_follow_the_rule(root, 
     padding = text[SECTIONS['padding'].title]
     assert 'No share of padding' in padding and 'would take 9' in padding
     assert {f'audit_{name}.svg' for name in ('effects', 'windows', 'rates', 'ranks', 'parts', 'course')} | {f'audit_{name}.csv' for name in ('held_out', 'course', 'rehearsal', 'again')} < files
-    assert '2 runs, whose' in text['The held-out rows'] and '11 of the 13 runs' in text['The held-out rows'] and 'No other committed run' in text['The held-out rows'] and 'AdaLoRA against QLoRA, on the held-out rows: loss +' in text['The held-out rows']
+    assert '2 runs, whose' in text['The held-out rows'] and '17 of the 19 runs' in text['The held-out rows'] and 'No other committed run' in text['The held-out rows'] and 'AdaLoRA against QLoRA, on the held-out rows: loss +' in text['The held-out rows']
     scale = text['At full scale, without the weights']
     assert scale.count('in 3 of 3 cases') == scale.count('depends on the gradients of a task') == 2 and '2 of the 4 runs of the rehearsal' in scale
     assert '1 of 1 runs made again came out within the tolerance, 1 with equal numbers throughout: **they repeat**' in text['Whether a run repeats itself']
