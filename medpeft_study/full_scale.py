@@ -139,7 +139,7 @@ def rehearsal_table(frame: pd.DataFrame # of `rehearsal_frame`, not empty
                Column('mean rank', {'rank': '{}', 'last': ' → {:.1f}'}), Column('before training', {'before': '{:.2f}'}, 'loss, nats a token'), Column('of a guess', {'guess': '{:.2f}'}, 'loss, nats a token'))
     made = ' and '.join(f'{d}, commit {c}' for d, c in frame[['device', 'commit']].drop_duplicates().itertuples(index=False))
     return Table(PREFIX + 'rehearsal', 'A14', 'The paper\'s four runs, rehearsed with random weights', frame, columns,
-                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}: {", ".join(frame.run_id)}.', 'A random backbone knows nothing: its loss before training is no lower than that of a blind guess among all tokens. Its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
+                 (f'{frame["items"].max()} rows scored. Memory: what PyTorch reserved. Made on {made}: {", ".join(frame.run_id)}.', 'A random backbone knows nothing: its loss before training stands beside that of a blind guess among all tokens. Its loss afterwards is not shown, since it says nothing of the methods.'), group='backbone')
 
 
 def rehearsal_said(records: list) -> str: # Markdown
