@@ -77,7 +77,7 @@ def explorer_run(record: dict # complete
     row, config, paper = run_row(record), record['config'], RunConfig()
     changed = [k for k, v in config.items() if k not in _SUBJECT and getattr(paper, k, None) not in (v, *_OPEN)]
     return {k: row[k] for k in _WHO} | dict(
-        metrics={k: short(row[k], 6) for k in METRICS if row[k] is not None}, config=config, said=_SUBJECT + changed,
+        metrics={k: short(row[k], 6) for k in METRICS if row[k] is not None and row[k] == row[k]}, config=config, said=_SUBJECT + changed,
         curve=curve(record['history']), ranks=rank_map(record), command=record['provenance']['command'])
 
 # %% ../nbs/07g_explorer_data.ipynb #a0211e85

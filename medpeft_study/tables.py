@@ -26,7 +26,7 @@ from typing import Optional
 import pandas as pd
 from great_tables import GT
 
-from .adapters import METHODS, count_parameters, resolve_adapter
+from .adapters import METHODS, PAPER_METHODS, count_parameters, resolve_adapter
 from .backbones import BACKBONES, architecture
 from .config import make_config, md_text
 from .data import DATASETS, PHENOTYPE_DOMAINS
@@ -522,7 +522,7 @@ def parameter_rows(records: list) -> list: # the paper's, then those of the reco
     "A row an arm"
     rows = []
     for backbone in SPECIFICATIONS.index:
-        for method, spec in METHODS.items():
+        for method, spec in PAPER_METHODS.items():
             cfg, counts = make_config('paper', method, backbone=backbone), counted(backbone, method)
             counts = {k: counts[k] for k in ('total', 'packed', 'trainable', 'effective')}
             rows.append(parameter_row(f'{title(BACKBONES, backbone)}, computed', spec.title, counts | dict(rank=cfg.target_rank if spec.adaptive else cfg.rank)))
