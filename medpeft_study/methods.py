@@ -199,6 +199,7 @@ class MethodSpec:
     needs_rows: bool = False        # whether its start is computed from training rows
     moves_base: bool = False        # whether its start takes something out of the frozen weights
     merges: bool = True             # whether what was trained can be added to the weights
+    memory: str = ''                # what `planning`, fitted to QLoRA and AdaLoRA, leaves out, as a sentence
 
 # %% ../nbs/02a_methods.ipynb #1f626057
 METHODS = {
@@ -206,18 +207,19 @@ METHODS = {
     'adalora': MethodSpec('AdaLoRA', adalora_config, True, 'the adaptive-rank method of the paper', (*_LORA, *BUDGET_FIELDS), numbers=lambda cfg, leaf, i, o, r: r * (i + o + 1)),
     'lora': MethodSpec('LoRA', lora_config, False, 'QLoRA without the Q: what quantization costs', bases=('none',)),
     'rslora': MethodSpec('rsLoRA', partial(lora_config, use_rslora=True), False, 'a scale under which a large rank is used'),
-    'dora': MethodSpec('DoRA', partial(lora_config, use_dora=True), False, 'length and direction of the weights trained apart', numbers=lambda cfg, leaf, i, o, r: r * (i + o) + o),
+    'dora': MethodSpec('DoRA', partial(lora_config, use_dora=True), False, 'length and direction of the weights trained apart', numbers=lambda cfg, leaf, i, o, r: r * (i + o) + o, memory='at least: DoRA makes every matrix in float32 to measure its rows'),
     'loraplus': MethodSpec('LoRA+', lora_config, False, 'a larger learning rate for B', (*_LORA, 'lora_plus_ratio')),
     'pissa': MethodSpec('PiSSA', partial(lora_config, init_lora_weights='pissa'), False, 'a start from the largest singular directions', bases=('none',), moves_base=True),
     'olora': MethodSpec('OLoRA', partial(lora_config, init_lora_weights='olora'), False, 'a start from orthonormal directions', at_zero='near', start=start_olora, moves_base=True),
     'eva': MethodSpec('EVA', eva_config, False, 'a start from the directions of the inputs', (*_LORA, 'start_rows', 'eva_rho'), start=start_eva, needs_rows=True),
-    'loftq': MethodSpec('LoftQ', lora_config, False, 'a start from what quantization lost', bases=('nf4',), at_zero='near', start=start_loftq),
+    'loftq': MethodSpec('LoftQ', lora_config, False, 'a start from what quantization lost', bases=('nf4',), at_zero='near', start=start_loftq, memory='for its steps: before them LoftQ loads the backbone once more, not quantized'),
     'corda': MethodSpec('CorDA', corda_config, False, 'a start from the directions that the rows use', (*_LORA, 'start_rows'), bases=('none',), look=look_corda, needs_rows=True, moves_base=True),
-    'vera': MethodSpec('VeRA', vera_config, False, 'two vectors a matrix', ('rank', 'dropout', 'target_modules', 'adapter_dtype', 'vera_d_initial'), numbers=lambda cfg, leaf, i, o, r: o + r),
-    'ia3': MethodSpec('IA3', ia3_config, False, 'one vector a matrix', ('target_modules', 'adapter_dtype'), numbers=lambda cfg, leaf, i, o, r: i if leaf == 'down_proj' else o),
-    'full': MethodSpec('Full fine-tuning', None, False, 'the upper end: all weights', ('adapter_dtype',), ('none',), numbers=lambda cfg, leaf, i, o, r: 0, elsewhere=lambda cfg, width, total: total),
+    'vera': MethodSpec('VeRA', vera_config, False, 'two vectors a matrix', ('rank', 'dropout', 'target_modules', 'adapter_dtype', 'vera_d_initial'), numbers=lambda cfg, leaf, i, o, r: o + r, memory='a guess: VeRA has PEFT\'s forward pass, and its random matrices are not counted'),
+    'ia3': MethodSpec('IA3', ia3_config, False, 'one vector a matrix', ('target_modules', 'adapter_dtype'), numbers=lambda cfg, leaf, i, o, r: i if leaf == 'down_proj' else o, memory='a guess: IA3 has PEFT\'s forward pass, which nobody has measured'),
+    'full': MethodSpec('Full fine-tuning', None, False, 'the upper end: all weights', ('adapter_dtype',), ('none',), numbers=lambda cfg, leaf, i, o, r: 0, elsewhere=lambda cfg, width, total: total,
+                       memory='at least: full fine-tuning keeps the input of every matrix, and its layers run in the dtype of their weights'),
     'prompt': MethodSpec('Prompt tuning', prompt_config, False, 'the lower end: no weight', ('virtual_tokens', 'adapter_dtype'), at_zero='other',
-                         numbers=lambda cfg, leaf, i, o, r: 0, elsewhere=lambda cfg, width, total: cfg.virtual_tokens * width, start=start_prompt, merges=False)}
+                         numbers=lambda cfg, leaf, i, o, r: 0, elsewhere=lambda cfg, width, total: cfg.virtual_tokens * width, start=start_prompt, merges=False, memory='at least: the virtual tokens of each row come on top')}
 PAPER_METHODS = {name: METHODS[name] for name in ('qlora', 'adalora')} # those that the paper compares
 
 # %% ../nbs/02a_methods.ipynb #b507d711
@@ -259,7 +261,7 @@ def check_method(cfg: RunConfig # as given
         raise ConfigError(f'{f.name} = {shown(value)} is given and method = {cfg.method!r} does not read it: leave it out, or take a method that does: {", ".join(readers)}.')
     if cfg.method == 'prompt' and cfg.loss_scope != 'answer':
         raise ConfigError(f"loss_scope = {cfg.loss_scope!r} scores the prompt, and that of method = 'prompt' begins with vectors that are no words: set loss_scope = 'answer'.")
-    return replace(cfg, compute_dtype=cfg.adapter_dtype) if cfg.method == 'full' and cfg.compute_dtype != 'auto' else cfg
+    return replace(cfg, compute_dtype=cfg.adapter_dtype) if cfg.method == 'full' else cfg
 
 # %% ../nbs/02a_methods.ipynb #df6eb3c0
 TRIED = {**dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (2e-4, 5e-4, 1e-3, 2e-3)), # around LoRA's best in the audit
