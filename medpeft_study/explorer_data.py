@@ -59,6 +59,7 @@ def curve(history: list,    # of a record
 def rank_map(record: dict # complete
              ) -> dict:   # layers, projections, and ranks as a row a projection; None where a layer has no such matrix
     "The rank of every adapted matrix, by place"
+    if not record['ranks']: return dict(layers=[], projections=[], ranks=[]) # a method without ranks
     table = rank_frame([record]).pivot_table(index='projection', columns='layer', values='rank', aggfunc='sum')
     named = [p for p in record['config']['target_modules'].split(',') if p in table.index]
     table = table.loc[named + [p for p in table.index if p not in named]]

@@ -514,7 +514,7 @@ def parameter_row(setting: str, arm: str, counts: dict) -> dict: # counts: total
     share = lambda part, whole: 100 * part / whole
     return dict(setting=setting, arm=arm, **counts) | {
         'trainable of total, %': share(counts['trainable'], counts['total']),
-        'trainable of packed + adapter, %': share(counts['trainable'], counts['packed'] + counts['trainable']),
+        'trainable of packed + adapter, %': share(counts['trainable'], counts['packed'] + (counts['trainable'] if counts['trainable'] < counts['total'] else 0)), # all weights are no adapter beside them
         'after pruning of total, %': share(counts['effective'], counts['total'])}
 
 # %% ../nbs/07d_tables.ipynb #15114af9
