@@ -159,16 +159,16 @@ def at(self: Plan,
     return cut, self.share.index_select(0, index)[0]
 
 # %% ../nbs/04_training.ipynb #f786b496
-def make_optimizer(params: list,  # trainable parameters, the second those with a rate of their own
+def make_optimizer(params: list,  # trainable parameters
                    cfg: RunConfig, # AdamW's fields
-                   ratios: tuple = (1.,) # of the learning rate of each parameter to lr
+                   apart: list = () # those whose learning rate is `lora_plus_ratio` times that of the others
                    ) -> torch.optim.Optimizer:
     "AdamW with the values of the config"
     kwargs = dict(betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
     on_gpu = params[0].device.type == 'cuda' # there the rate is a tensor, so that a recorded step can read another one
     plain = cfg.optimizer_state == 'paged_8bit' or not on_gpu
     rate = lambda ratio: cfg.lr * ratio if plain else torch.tensor(cfg.lr * ratio, device=params[0].device)
-    groups = [dict(params=[p], lr=rate(ratio), ratio=ratio) for p, ratio in zip(params, ratios)]
+    groups = [dict(params=ps, lr=rate(ratio), ratio=ratio) for ps, ratio in ((params, 1.), (apart, cfg.lora_plus_ratio)) if len(ps)]
     if cfg.optimizer_state == 'paged_8bit':
         from bitsandbytes.optim import PagedAdamW8bit
         return PagedAdamW8bit(groups, **kwargs)
@@ -209,7 +209,7 @@ class Stepper:
         as_first(self.flat.values)
         self.vectors = [nn.Parameter(x) for x in self.flat.values.split([self.flat.tail, len(self.flat.values) - self.flat.tail]) if len(x)]
         for vector, grad in zip(self.vectors, self.flat.grad.split([len(v) for v in self.vectors])): vector.grad = grad
-        self.optimizer = make_optimizer(self.vectors, cfg, (1., cfg.lora_plus_ratio))
+        self.optimizer = make_optimizer(self.vectors[:1], cfg, self.vectors[1:])
         self.allocator = Allocator(self.flat, cfg) if method_spec(cfg.method).adaptive else None
         self.pack, self.step = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         self.task = torch.zeros((), device=device)
