@@ -31,8 +31,9 @@ import typer
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
-from .adapters import PAPER_METHODS, attach, lora_config, method_spec
+from .adapters import PAPER_METHODS, attach, method_spec
 from .backbones import backbone_spec, load_backbone
+from .methods import lora_config
 from .measure import at_once, bench_rows, device_peak, in_process, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
