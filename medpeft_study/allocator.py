@@ -29,12 +29,16 @@ class Block:
 class FlatAdapter:
     "The trainable numbers of an adapter as one vector"
 
-    def __init__(self, model: nn.Module): # with an adapter; its trainable parameters become views of the vector
+    def __init__(self,
+                 model: nn.Module, # with an adapter; its trainable parameters become views of the vector
+                 last: str = ''): # kind whose blocks come last, from `tail` on, as they need a learning rate of their own; '' for none
         groups = defaultdict(list)
         for name, p in model.named_parameters():
             if p.requires_grad: groups[next((k for k in ('lora_A', 'lora_B', 'lora_E') if f'.{k}.' in name), ''), p.shape].append((name, p))
+        if last: groups = dict(sorted(groups.items(), key=lambda group: group[0][0] == last))
         total, first = sum(p.numel() for ps in groups.values() for _, p in ps), next(iter(groups.values()))[0][1]
         self.values, self.blocks, start = first.new_empty(total, requires_grad=False), [], 0
+        self.tail = total - sum(p.numel() for (kind, _), ps in groups.items() if last and kind == last for _, p in ps)
         for ps in groups.values(): # moved one by one, and the gradient made after: the adapter is never there three times
             for _, p in ps:
                 p.data = self.values[start:start + p.numel()].view_as(p).copy_(p.detach())

@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .adapters import resolve_adapter
+from .adapters import method_spec, resolve_adapter
 from .backbones import BackboneError, load_tokenizer
 from .checkpoints import BusyError
 from .config import ConfigError, RunConfig, project_root, report_paths
@@ -112,8 +112,9 @@ def planned(params: dict,     # of run.ipynb, no mode among them
     try: name = choose_mode(cfg, gpu_memory, tokens, given)
     except ConfigError as e: return table, str(e), False
     peak = table['peak GiB'][table['mode'] == name].item()
+    left_out = f' That is {method_spec(cfg.method).memory}.' if method_spec(cfg.method).memory else ''
     return table, (f'{name} fits: {peak:.1f} GiB, and with a margin of {MARGIN - 1:.0%} {peak * MARGIN:.1f}, of {gpu_memory:.1f} GiB. '
-                   f'Times are of one {gpu.title}{"" if gpu.measured else ", by its data sheet"}.\n{command(params | dict(mode=name))}'), True
+                   f'Times are of one {gpu.title}{"" if gpu.measured else ", by its data sheet"}.{left_out}\n{command(params | dict(mode=name))}'), True
 
 # %% ../nbs/08d_cli.ipynb #251c1c64
 @app.command()

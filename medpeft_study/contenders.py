@@ -31,8 +31,9 @@ import typer
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
-from .adapters import METHODS, attach, lora_config, method_spec
+from .adapters import PAPER_METHODS, attach, method_spec
 from .backbones import backbone_spec, load_backbone
+from .methods import lora_config
 from .measure import at_once, bench_rows, device_peak, in_process, late, measure
 from .config import ConfigError, RunConfig, check_field
 from .planning import MODES, is_packed, model_flops, shapes
@@ -46,7 +47,7 @@ class Variant:
     "One way to take a step"
     contender: str          # who takes it
     title: str              # what tells it from the contender's others
-    method: str = 'qlora'   # a key of `METHODS`
+    method: str = 'qlora'   # a key of `PAPER_METHODS`
     micro: int = 16         # rows a forward pass
     again: bool = False     # whether activations are computed twice
     dropout: float = 0.05   # on the adapter's input
@@ -78,9 +79,9 @@ def _mode(name, **changes): # of ours
 def variants(device: str # cuda or cpu
              ) -> list:  # of `Variant`, the quickest to measure first
     "Every variant there is"
-    ours = [_mode(mode, method=method) for method in METHODS for mode in ('fast', 'packed', 'lean')] + [_mode('fast', dropout=0.), _mode('packed', dropout=0.)]
-    if device == 'cpu': ours = [Variant('ours', '2 x 8', method=method, micro=2) for method in METHODS]
-    trainer = [Variant('trainer', title, method, micro, again) for method in METHODS for title, micro, again in reversed(_SHAPES)]
+    ours = [_mode(mode, method=method) for method in PAPER_METHODS for mode in ('fast', 'packed', 'lean')] + [_mode('fast', dropout=0.), _mode('packed', dropout=0.)]
+    if device == 'cpu': ours = [Variant('ours', '2 x 8', method=method, micro=2) for method in PAPER_METHODS]
+    trainer = [Variant('trainer', title, method, micro, again) for method in PAPER_METHODS for title, micro, again in reversed(_SHAPES)]
     trl = [Variant('trl', '16 x 1'), Variant('trl', '16 x 1, padding-free', options=dict(padding_free=True)),
            Variant('trl', '16 x 1, Liger', options=dict(use_liger_kernel=True)),
            Variant('trl', '16 x 1, Liger, padding-free', options=dict(use_liger_kernel=True, padding_free=True)),
@@ -315,14 +316,14 @@ def apart(task: str,         # point, machine, nf4 or plain
 # %% ../nbs/08b_contenders.ipynb #dc4bc697
 def chosen(setting: Setting,  # device resolved
            contenders: list,  # names; empty for all
-           methods: list,     # keys of `METHODS`; empty for all
+           methods: list,     # keys of `PAPER_METHODS`; empty for all
            only: str = ''     # text in the variant's title
            ) -> list:         # of `Variant`; `ConfigError` on an unknown name, or if none is left
     "The variants that are asked for"
-    for name, given, known in (('contenders', contenders, CONTENDERS), ('methods', methods, METHODS)):
+    for name, given, known in (('contenders', contenders, CONTENDERS), ('methods', methods, PAPER_METHODS)):
         for x in given:
             if x not in known: raise ConfigError(f'{name}: {x!r} is unknown; choose from: {", ".join(known)}.')
-    left = [v for v in variants(setting.device) if v.contender in (contenders or CONTENDERS) and v.method in (methods or METHODS) and only in v.title]
+    left = [v for v in variants(setting.device) if v.contender in (contenders or CONTENDERS) and v.method in (methods or PAPER_METHODS) and only in v.title]
     if not left: raise ConfigError(f'only = {only!r} leaves no variant of these contenders and methods.')
     return left
 
@@ -415,7 +416,7 @@ def told(point: dict) -> str:
 def compare(out: Path,                      # JSON file, written after every point
             setting: Setting = Setting(),
             contenders: list = (),          # names; empty for all
-            methods: list = (),             # keys of `METHODS`; empty for all
+            methods: list = (),             # keys of `PAPER_METHODS`; empty for all
             only: str = '',                 # text in the variant's title
             timeout: float = 300,           # s a point may take
             minutes: Optional[float] = None, # after which no point is begun
@@ -479,7 +480,7 @@ def asked(params: dict # of bench.ipynb: the fields of `Setting`, and what `comp
 def main(out: Annotated[Path, typer.Option(help='JSON file to write, or to go on with')] = Path('reports/bench/contenders.json'),
          all_: Annotated[bool, typer.Option('--all', help='every contender')] = False,
          contenders: Annotated[str, typer.Option(help=f'comma list of: {", ".join(CONTENDERS)}')] = '',
-         methods: Annotated[str, typer.Option(help=f'comma list of: {", ".join(METHODS)}; left out: all')] = '',
+         methods: Annotated[str, typer.Option(help=f'comma list of: {", ".join(PAPER_METHODS)}; left out: all')] = '',
          only: Annotated[str, typer.Option(help='text in the title of a variant')] = '',
          backbone: Annotated[str, typer.Option(help='a key of BACKBONES')] = 'llama3-8b',
          device: Annotated[str, typer.Option(help='auto, cuda or cpu')] = 'auto',

@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants, get_token
 from huggingface_hub.utils import get_session
 
-from .adapters import METHODS, resolve_adapter
+from .adapters import PAPER_METHODS, resolve_adapter
 from .backbones import BACKBONES
 from .config import ConfigError, cache_dir, make_config
 from .fused import triton
@@ -52,11 +52,11 @@ def fits(gpu_memory: float # GiB free
     for name, spec in BACKBONES.items():
         if spec.source == 'random' or not spec.architecture: continue
         modes = {}
-        for method in METHODS:
+        for method in PAPER_METHODS:
             cfg = resolve_adapter(make_config('paper', method, backbone=name))
             try: modes[method] = choose_mode(cfg, gpu_memory)
             except ConfigError: modes[method] = ''
-        words = ', '.join(f'{METHODS[m].title} {f"in mode {mode}" if mode else "does not fit"}' for m, mode in modes.items())
+        words = ', '.join(f'{PAPER_METHODS[m].title} {f"in mode {mode}" if mode else "does not fit"}' for m, mode in modes.items())
         found.append(Finding(spec.title or name, words, 'try a smaller rank, or a shorter max_length' if '' in modes.values() else ''))
     return found
 

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Optional
 
 from .adapters import resolve_adapter
-from .config import make_config
+from .config import LATER, RunConfig, make_config
 
 # %% ../nbs/07k_effects.ipynb #a3be9c8b
 RATES = dict(qlora=1e-3, adalora=2e-3) # peak learning rates of the clean configuration
@@ -104,7 +104,7 @@ _MACHINE = {'profile', 'seed', 'device', 'compute_dtype', 'base_storage', 'micro
 def placed(config: dict # of a record
            ) -> tuple:  # hashable
     "What a run was asked to be, but for its seed and its machine"
-    return tuple(sorted((k, v) for k, v in config.items() if k not in _MACHINE))
+    return tuple(sorted((k, v) for k, v in config.items() if k not in _MACHINE and not (k in LATER and v == getattr(RunConfig, k)))) # a record may be older than a field
 
 
 @lru_cache(maxsize=1000)

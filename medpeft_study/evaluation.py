@@ -21,6 +21,7 @@ from .adapters import method_spec, orthogonality_penalty
 from .backbones import head_logits, is_sharded, supervised_hidden, supervised_logits
 from .config import RunConfig
 from .fused import fused
+from .methods import virtual_ids
 from .processes import place
 from .prompts import LETTERS, answer_text, encode_answer, encode_item, encode_prompt, end_of_turn, fit_prompt, n_supervised
 from .training import AT_ONCE, pack, release_memory, row_mask, task_loss
@@ -89,7 +90,7 @@ def item_trees(tokenizer, item: dict, cfg: RunConfig) -> dict: # protocol -> `Tr
     trees = {}
     for prompt, bs in branches.items():
         room = cfg.max_length - max(map(len, bs))
-        trees[prompt] = Tree(fit_prompt(encode_prompt(tokenizer, item, prompt), room, tokenizer.bos_token_id, item['item_id']), bs)
+        trees[prompt] = Tree(virtual_ids(cfg) + fit_prompt(encode_prompt(tokenizer, item, prompt), room, tokenizer.bos_token_id, item['item_id']), bs)
     return trees
 
 

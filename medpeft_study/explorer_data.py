@@ -59,6 +59,7 @@ def curve(history: list,    # of a record
 def rank_map(record: dict # complete
              ) -> dict:   # layers, projections, and ranks as a row a projection; None where a layer has no such matrix
     "The rank of every adapted matrix, by place"
+    if not record['ranks']: return dict(layers=[], projections=[], ranks=[]) # a method without ranks
     table = rank_frame([record]).pivot_table(index='projection', columns='layer', values='rank', aggfunc='sum')
     named = [p for p in record['config']['target_modules'].split(',') if p in table.index]
     table = table.loc[named + [p for p in table.index if p not in named]]
@@ -77,7 +78,7 @@ def explorer_run(record: dict # complete
     row, config, paper = run_row(record), record['config'], RunConfig()
     changed = [k for k, v in config.items() if k not in _SUBJECT and getattr(paper, k, None) not in (v, *_OPEN)]
     return {k: row[k] for k in _WHO} | dict(
-        metrics={k: short(row[k], 6) for k in METRICS if row[k] is not None}, config=config, said=_SUBJECT + changed,
+        metrics={k: short(row[k], 6) for k in METRICS if row[k] is not None and row[k] == row[k]}, config=config, said=_SUBJECT + changed,
         curve=curve(record['history']), ranks=rank_map(record), command=record['provenance']['command'])
 
 # %% ../nbs/07g_explorer_data.ipynb #a0211e85

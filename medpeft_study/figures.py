@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from .adapters import METHODS, budget_curve, method_spec
+from .adapters import METHODS, PAPER_METHODS, budget_curve, method_spec
 from .backbones import BACKBONES
 from .comparison import arms
 from .config import RunConfig, budget_steps
@@ -397,7 +397,7 @@ def _ours(ax, runs, looks): # task loss and reported loss of every run
 
 
 def _printed(ax): # the paper's table
-    looks = {METHODS[m].title: dict(color=PALETTE[i], marker=_MARKERS[i][0]) for i, m in enumerate(METHODS)}
+    looks = {spec.title: dict(color=PALETTE[i], marker=_MARKERS[i][0]) for i, spec in enumerate(PAPER_METHODS.values())}
     names = {b: title(BACKBONES, b) for b in RESULTS.index.unique(0)}
     place = _grouped_rows(ax, {name: [METHODS[m].title for m in RESULTS.loc[b].index] for b, name in names.items()})
     for (backbone, method), row in RESULTS.iterrows():

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy.stats import spearmanr, t as student
 
-from .adapters import METHODS
+from .adapters import PAPER_METHODS
 from .attribution import attribution, gap_cube, waterfall
 from .backbones import BACKBONES
 from .comparison import SMALLEST, _slug, reading
@@ -79,7 +79,7 @@ def change_row(runs: Runs, change: Change) -> dict: # of `effects_frame`; empty 
     both = [(first[s], second[s]) for s in sorted(set(first) & set(second))]
     mean = lambda value, side=1: float(np.mean([value(pair[side]) for pair in both]))
     right = lambda r: metric_value(r, 'accuracy', 'after', 'text')['value']
-    return dict(method=METHODS[change.method].title, change=change.title, clean=mean(val_loss, 0), changed=mean(val_loss), **found, printed=mean(printed_loss),
+    return dict(method=PAPER_METHODS[change.method].title, change=change.title, clean=mean(val_loss, 0), changed=mean(val_loss), **found, printed=mean(printed_loss),
                 points=100 * (mean(right) - mean(right, 0)), rank=mean(lambda r: np.mean(list(r['ranks'].values()))),
                 nonzero=mean(lambda r: r['model'].get('nonzero_rank', math.nan) / len(r['ranks'])), effective=mean(lambda r: r['model']['parameters']['effective']))
 
@@ -138,7 +138,7 @@ def effects_figure(frame: pd.DataFrame # of `effects_frame`, not empty
     fig, ax = plt.subplots(figsize=(WIDTH, .9 + .2 * len(frame)), layout='constrained')
     ax.axvspan(-SMALLEST['loss'], SMALLEST['loss'], color='.9', zorder=0)
     ax.axvline(0, color='.3', lw=.6)
-    names = [METHODS[m].title for m in METHODS]
+    names = [PAPER_METHODS[m].title for m in PAPER_METHODS]
     for y, r in enumerate(frame.itertuples()):
         i = names.index(r.method)
         if not math.isnan(r.low): ax.hlines(y, r.low, r.high, color=PALETTE[i], lw=1.4)
@@ -211,8 +211,8 @@ def needed_share(real: float,    # loss of a real token, nats
     return (real - printed) / (real - pad) if real > pad else math.inf
 
 
-WINDOW_ARMS = {f'{METHODS[m].title}, trained on {what}': (m, values) for what, values in dict(
-    answers={}, padding=dict(lr=2e-3, loss_scope='padded', max_length=128)).items() for m in METHODS}
+WINDOW_ARMS = {f'{PAPER_METHODS[m].title}, trained on {what}': (m, values) for what, values in dict(
+    answers={}, padding=dict(lr=2e-3, loss_scope='padded', max_length=128)).items() for m in PAPER_METHODS}
 
 
 def window_frame(runs: Runs) -> pd.DataFrame: # a row an arm and window: share of padding, loss with interval, loss without padding, seeds
@@ -275,12 +275,12 @@ def sweep_frame(runs: Runs,
                 ) -> pd.DataFrame: # a row a method and value that was run: loss with interval, as printed, seeds
     "Validation loss by the value of one field"
     rows = []
-    for method in METHODS:
+    for method in PAPER_METHODS:
         for value in values:
             arm = runs.arm(method, **{field: value})
             if not arm: continue
             loss = across(val_loss(r) for r in arm.values())
-            rows.append(dict(method=METHODS[method].title, key=method, value=value, loss=loss['mean'], low=loss['low'], high=loss['high'], printed=float(np.mean([printed_loss(r) for r in arm.values()])),
+            rows.append(dict(method=PAPER_METHODS[method].title, key=method, value=value, loss=loss['mean'], low=loss['low'], high=loss['high'], printed=float(np.mean([printed_loss(r) for r in arm.values()])),
                              text=100 * float(np.mean([metric_value(r, 'accuracy', 'after', 'text')['value'] for r in arm.values()])), seeds=loss['seeds'], runs=[r['run_id'] for r in arm.values()]))
     return pd.DataFrame(rows)
 
@@ -304,13 +304,13 @@ def sweep_table(frame: pd.DataFrame, name: str, number: str, label: str) -> Tabl
 def rates_verdict(runs: Runs) -> str: # Markdown; '' unless both methods were swept
     "What is left of the gap when each method has its own rate"
     frame = sweep_frame(runs, 'lr', SWEPT)
-    if frame.empty or frame.groupby('key').size().reindex(METHODS, fill_value=0).min() < 2: return ''
+    if frame.empty or frame.groupby('key').size().reindex(PAPER_METHODS, fill_value=0).min() < 2: return ''
     best, lines = best_rates(frame), []
-    for words, rates in ((f'At the paper\'s {PAPER_RATE:g} for both', dict.fromkeys(METHODS, PAPER_RATE)), ('Each at its best (' + ', '.join(f'{METHODS[m].title} {r:g}' for m, r in best.items()) + ')', best)):
-        gap = paired(*(runs.arm(m, lr=rates[m]) for m in METHODS))
+    for words, rates in ((f'At the paper\'s {PAPER_RATE:g} for both', dict.fromkeys(PAPER_METHODS, PAPER_RATE)), ('Each at its best (' + ', '.join(f'{PAPER_METHODS[m].title} {r:g}' for m, r in best.items()) + ')', best)):
+        gap = paired(*(runs.arm(m, lr=rates[m]) for m in PAPER_METHODS))
         if gap: lines.append(f"- {words} AdaLoRA's loss is {gap['effect']:+.3f} nats from QLoRA's {said_interval(gap['low'], gap['high'], gap['seeds'])}: **{dict(_READS, higher='it is higher', lower='it is lower')[gap['reading']]}**.")
-    edges = [METHODS[m].title for m, r in best.items() if r in (SWEPT[0], SWEPT[-1])]
-    whole = all((frame.key == m).sum() == len(SWEPT) for m in METHODS)
+    edges = [PAPER_METHODS[m].title for m, r in best.items() if r in (SWEPT[0], SWEPT[-1])]
+    whole = all((frame.key == m).sum() == len(SWEPT) for m in PAPER_METHODS)
     if edges: lines.append(f"- The best rate of {' and '.join(edges)} lies at the edge of the sweep, so a better one may lie beyond.")
     if not whole: lines.append('- The sweep is not complete, so these are not yet the best rates.')
     return '\n'.join(lines + ['- The rates were chosen on the rows that are reported here, the lowest of several noisy means: the best of each looks a little better than it is.'])
@@ -321,7 +321,7 @@ def rates_figure(frame: pd.DataFrame) -> Figure: # of `sweep_frame` over learnin
     "Validation loss by learning rate"
     fig, ax = plt.subplots(figsize=(WIDTH, 3), layout='constrained')
     for i, (name, part) in enumerate(frame.groupby('method', sort=False)):
-        at = list(METHODS).index(part.key.iloc[0])
+        at = list(PAPER_METHODS).index(part.key.iloc[0])
         error = (part.loss - part.low).fillna(0), (part.high - part.loss).fillna(0)
         ax.errorbar(part.value, part.loss, error, color=PALETTE[at], marker='oD'[at], markersize=5, linestyle=('-', (0, (4, 1.2)))[at], capsize=2, elinewidth=1, label=name)
     ax.axvline(PAPER_RATE, color='.5', lw=.8, linestyle=(0, (1, 1.5)), label='the paper\'s rate')
@@ -335,9 +335,9 @@ def rates_figure(frame: pd.DataFrame) -> Figure: # of `sweep_frame` over learnin
 def epochs_frame(runs: Runs) -> pd.DataFrame: # a row a rate and number of epochs of both methods: losses, gap with interval, seeds
     "The gap between the methods by epochs"
     rows = []
-    for words, rates in (('a rate that suits each', RATES), (f'{PAPER_RATE:g} for both', dict.fromkeys(METHODS, PAPER_RATE))):
+    for words, rates in (('a rate that suits each', RATES), (f'{PAPER_RATE:g} for both', dict.fromkeys(PAPER_METHODS, PAPER_RATE))):
         for epochs in (1, 3, 10):
-            arms = [runs.arm(m, lr=rates[m], epochs=epochs) for m in METHODS]
+            arms = [runs.arm(m, lr=rates[m], epochs=epochs) for m in PAPER_METHODS]
             gap = paired(*arms)
             if not gap: continue
             means = [float(np.mean([val_loss(arm[s]) for s in sorted(set(arms[0]) & set(arms[1]))])) for arm in arms]
@@ -371,12 +371,12 @@ def base_frame(runs: Runs) -> pd.DataFrame: # a row a base that was run: loss of
     "Method and storage of the base apart"
     rows = []
     for quantization, name in BASES.items():
-        arms = [runs.arm(m, quantization=quantization) for m in METHODS]
+        arms = [runs.arm(m, quantization=quantization) for m in PAPER_METHODS]
         if not any(arms): continue
         mean = lambda value, arm: float(np.mean([value(r) for r in arm.values()])) if arm else math.nan
-        memory = {f'{m}_memory': mean(peak_gib, arm) for m, arm in zip(METHODS, arms)}
+        memory = {f'{m}_memory': mean(peak_gib, arm) for m, arm in zip(PAPER_METHODS, arms)}
         gap = paired(*arms) or dict(effect=math.nan, low=math.nan, high=math.nan, seeds=0, reading='', runs=[])
-        rows.append(dict(base=name, **{m: mean(val_loss, arm) for m, arm in zip(METHODS, arms)}, **memory, **gap))
+        rows.append(dict(base=name, **{m: mean(val_loss, arm) for m, arm in zip(PAPER_METHODS, arms)}, **memory, **gap))
     return pd.DataFrame(rows)
 
 

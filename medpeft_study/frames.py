@@ -15,9 +15,9 @@ from typing import Optional
 import numpy as np
 import pandas as pd
 
-from .adapters import BUDGET_FIELDS, METHODS, method_spec
+from .adapters import METHODS, method_spec
 from .backbones import BACKBONES
-from .config import PROTOCOL_VERSION, AdapterFields, BackboneFields, ConfigError, DataFields, RunConfig, TrainingFields, report_paths, run_id, shown
+from .config import LATER, PROTOCOL_VERSION, AdapterFields, BackboneFields, ConfigError, DataFields, RunConfig, TrainingFields, make_config, report_paths, run_id, shown
 from .data import DATASETS
 from .records import RecordError, read_record
 from .reporting import metric_value, peak_gib
@@ -25,6 +25,7 @@ from .reporting import metric_value, peak_gib
 # %% ../nbs/07b_frames.ipynb #46445197
 SETTING = [f.name for c in (DataFields, BackboneFields) for f in fields(c)] + ['max_steps']
 ARM = [f.name for c in (AdapterFields, TrainingFields) for f in fields(c)]
+_ADAPTER = {f.name for f in fields(AdapterFields)}
 _SILENT = {'max_steps', 'dataset_path', 'micro_batch_size', 'gradient_checkpointing', 'train_loss', 'base_storage', # change no number
            'dataset_revision', 'backbone_revision', 'device', 'compute_dtype'}                      # not said in a name
 _IN_WORDS = dict(max_steps='{} steps', eval_rows='{} validation rows', prompt='{} prompt', loss_scope='loss over {}',
@@ -36,9 +37,10 @@ def said(config: dict, # of a record
          names: list   # fields
          ) -> list:    # phrases
     "The fields that differ from the paper's protocol, in words"
-    paper = RunConfig()
+    paper = make_config('paper', config['method']) # with the method's own values
     if config['quantization'] == 'none': names = [n for n in names if n != 'double_quant'] # there is nothing to quantize twice
-    return [_IN_WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(config[name]) for name in names if config[name] != getattr(paper, name)]
+    value = lambda name: config.get(name, getattr(RunConfig, name)) # a record may be older than a field
+    return [_IN_WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(value(name)) for name in names if value(name) != getattr(paper, name)]
 
 # %% ../nbs/07b_frames.ipynb #c3bbdf2c
 def title(registry: dict, name: str) -> str: # the entry's title; the name where there is none
@@ -58,7 +60,7 @@ def arm_name(config: dict # of a record
              ) -> str:
     "Method, and what of its knobs differs from the paper's"
     spec = method_spec(config['method'])
-    names = [n for n in ARM if n not in _SILENT and (spec.adaptive or n not in BUDGET_FIELDS)]
+    names = [n for n in ARM if n not in _SILENT and (n in spec.uses or n not in _ADAPTER)]
     return ', '.join([spec.title, *said(config, names)])
 
 # %% ../nbs/07b_frames.ipynb #df12c170
@@ -92,7 +94,7 @@ def run_row(record: dict # complete
     ranks = list(record['ranks'].values())
     return row | dict(
         total=parameters['total'], packed=parameters['packed'], trainable=parameters['trainable'], effective=parameters['effective'],
-        mean_rank=sum(ranks) / len(ranks), device=resources['device'], seconds=resources['seconds']['total'],
+        mean_rank=sum(ranks) / len(ranks) if ranks else float('nan'), device=resources['device'], seconds=resources['seconds']['total'],
         training_seconds=resources['seconds']['training'], tokens_per_second=resources['tokens_per_second'],
         memory=peak_gib(record), energy=resources.get('energy'))
 
@@ -169,7 +171,7 @@ def check_reportable(record: dict, # valid
 
 def record_fields() -> list: # names
     "The fields of a config that a record must have for its run to be placed"
-    return [f.name for f in fields(RunConfig)]
+    return [f.name for f in fields(RunConfig) if f.name not in LATER]
 
 # %% ../nbs/07b_frames.ipynb #88e113e3
 def runs_frame(records: list   # of `load_records`

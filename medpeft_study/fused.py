@@ -436,7 +436,7 @@ def fused(model: nn.Module,     # backbone, with an adapter or without
     layers, anew = [], []
     if ask and can_fuse(model):
         base = model.get_base_model() if hasattr(model, 'get_base_model') else model
-        adapted = [(n, m) for n, m in base.named_modules() if hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer') and m.r['default'] <= _MOST_RANK]
+        adapted = [(n, m) for n, m in base.named_modules() if hasattr(m, 'lora_A') and hasattr(m, 'get_base_layer') and m.r['default'] <= _MOST_RANK and not m.lora_variant] # DoRA and the like compute something else
         layers = [AdaptedLayer(m, i) for i, (_, m) in enumerate(adapted, 1)]
         for group in groups_of([(n, l) for (n, _), l in zip(adapted, layers)]):
             join_weights(group.layers)

@@ -28,6 +28,7 @@ from scipy.optimize import nnls
 from .adapters import method_spec, resolve_adapter
 from .backbones import BackboneError, architecture, backbone_spec, hub_problem, linears, meta_model
 from .config import ConfigError, RunConfig, make_config, project_root
+from .methods import PAPER_METHODS, trained_numbers
 
 # %% ../nbs/03d_planning.ipynb #46ca584c
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ def base_bytes(cfg: RunConfig) -> float: # of the frozen linear layers
 
 def adapter_size(cfg: RunConfig) -> tuple: # (adapted matrices, trainable numbers)
     "What is trained"
-    adaptive = method_spec(cfg.method).adaptive
-    adapted = [(i, o) for n, i, o in shapes(cfg).linears if n.split('.')[-1] in cfg.modules]
-    return len(adapted), sum(i + o + adaptive for i, o in adapted) * cfg.rank
+    s = shapes(cfg)
+    adapted = {n: (i, o) for n, i, o in s.linears if n.split('.')[-1] in cfg.modules}
+    return len(adapted), trained_numbers(cfg, adapted, s.hidden, s.weights + s.embedding + s.head + s.rest)
 
 # %% ../nbs/03d_planning.ipynb #04de24fc
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def adapter_bytes(cfg: RunConfig) -> dict: # part -> bytes
     "The adapter and what training holds of it: gradient, copy to compute with, AdamW's moments, AdaLoRA's averages"
     _, n = adapter_size(cfg)
     item, adaptive = _BYTES[cfg.adapter_dtype], method_spec(cfg.method).adaptive
-    return dict(adapter=n * item, gradient=n * item,
+    return dict(adapter=n * item * (method_spec(cfg.method).peft_config is not None), gradient=n * item, # full fine-tuning trains the base, which is counted
                 AdamW=n * (8 if cfg.optimizer_state == 'float32' else 2.03), # 8 bits a moment, and a scale a block
                 importance=n * 8 * adaptive) # two averages, float32
 

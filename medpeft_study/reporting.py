@@ -17,7 +17,7 @@ from .adapters import METHODS
 from .evaluation import ALL
 
 # %% ../nbs/07_reporting.ipynb #c0767769
-PALETTE = sns.color_palette('colorblind')
+PALETTE = sns.color_palette([*sns.color_palette('colorblind').as_hex(), '#332288', '#882255', '#117733', '#44aa99', '#661100']) # one a method, in the order of `METHODS`
 
 
 def run_figure(history: list, # entries of `train`, at least one
@@ -106,10 +106,10 @@ def summary(record: dict # complete
     get = lambda metric, when, protocol='answer': metric_value(record, metric, when, protocol)
     loss, ppl, acc = ([get(m, when, p) for when in ('before', 'after')] for m, p in (('loss', 'answer'), ('perplexity', 'answer'), ('accuracy', 'text')))
     ranks, seconds = record['ranks'].values(), record['resources']['seconds']
+    ranked = f", mean rank {record['config']['rank']} -> {sum(ranks) / len(ranks):.1f}" if ranks else ''
     return '\n'.join([
         f"validation loss  {loss[0]['value']:.3f} -> {loss[1]['value']:.3f} nats a token, perplexity {ppl[0]['value']:.1f} -> {ppl[1]['value']:.1f} ({loss[1]['n']} items)",
         f"accuracy         {acc[0]['value']:.1%} -> {acc[1]['value']:.1%} by choice text, 95 % interval {acc[1]['low']:.1%} to {acc[1]['high']:.1%}",
-        f"adapter          {METHODS[record['config']['method']].title}, {record['model']['parameters']['trainable']:,} trainable parameters, "
-        f"mean rank {record['config']['rank']} -> {sum(ranks) / len(ranks):.1f}",
+        f"adapter          {METHODS[record['config']['method']].title}, {record['model']['parameters']['trainable']:,} trainable parameters{ranked}",
         f"time             {seconds['total']:.0f} s, of it training {seconds['training']:.0f} s; "
         f"peak memory {peak_gib(record):.1f} GiB on {record['resources']['device']}"])

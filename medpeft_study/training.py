@@ -29,6 +29,7 @@ from .allocator import Allocator, FlatAdapter, penalty_backward
 from .backbones import head_logits, supervised_hidden
 from .config import RunConfig
 from .fused import PACKED, fused, token_keys
+from .methods import with_virtual
 from .processes import Place, as_first, place, state_of_first, sum_up
 from .prompts import collate, epoch_batches, n_supervised
 
@@ -132,7 +133,7 @@ class Plan:
                  device: torch.device,
                  where: Place = Place(0, 1)): # which process's share
         batches = [b for epoch in range(cfg.epochs) for b in epoch_batches(len(rows), cfg, epoch)][:cfg.total_steps]
-        self.steps = [[rows[i] for i in b] for b in batches]
+        self.steps = [[with_virtual(rows[i], cfg) for i in b] for b in batches]
         cut = [micro_batches(step, cfg, where, cfg.base_storage == 'sharded') for step in self.steps] # processes that share the base pass through it together
         if not any(map(any, cut)): raise TrainingError(f'{where.size} processes cannot share a step of {cfg.batch_size} rows: start fewer.')
         packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in (m or [0] for m in ms)] # a row that does not count, where there is none
@@ -160,15 +161,19 @@ def at(self: Plan,
 
 # %% ../nbs/04_training.ipynb #f786b496
 def make_optimizer(params: list,  # trainable parameters
-                   cfg: RunConfig # AdamW's fields
+                   cfg: RunConfig, # AdamW's fields
+                   apart: list = () # those whose learning rate is `lora_plus_ratio` times that of the others
                    ) -> torch.optim.Optimizer:
     "AdamW with the values of the config"
-    kwargs = dict(lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
+    kwargs = dict(betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
+    on_gpu = params[0].device.type == 'cuda' # there the rate is a tensor, so that a recorded step can read another one
+    plain = cfg.optimizer_state == 'paged_8bit' or not on_gpu
+    rate = lambda ratio: cfg.lr * ratio if plain else torch.tensor(cfg.lr * ratio, device=params[0].device)
+    groups = [dict(params=ps, lr=rate(ratio), ratio=ratio) for ps, ratio in ((params, 1.), (apart, cfg.lora_plus_ratio)) if len(ps)]
     if cfg.optimizer_state == 'paged_8bit':
         from bitsandbytes.optim import PagedAdamW8bit
-        return PagedAdamW8bit(params, **kwargs)
-    on_gpu = params[0].device.type == 'cuda' # there the rate is a tensor, so that a recorded step can read another one
-    return torch.optim.AdamW(params, fused=True, capturable=on_gpu, **kwargs | (dict(lr=torch.tensor(cfg.lr, device=params[0].device)) if on_gpu else {}))
+        return PagedAdamW8bit(groups, **kwargs)
+    return torch.optim.AdamW(groups, fused=True, capturable=on_gpu, **kwargs)
 
 
 def learning_rates(cfg: RunConfig # lr, schedule, warmup_ratio
@@ -200,12 +205,12 @@ class Stepper:
                  plan: Plan,
                  cfg: RunConfig,
                  layers: tuple = ()): # of `fused`
-        self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model)
+        self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model, last='lora_B' if cfg.method == 'loraplus' else '')
         device = self.flat.values.device
         as_first(self.flat.values)
-        self.vector = nn.Parameter(self.flat.values)
-        self.vector.grad = self.flat.grad
-        self.optimizer = make_optimizer([self.vector], cfg)
+        self.vectors = [nn.Parameter(x) for x in self.flat.values.split([self.flat.tail, len(self.flat.values) - self.flat.tail]) if len(x)]
+        for vector, grad in zip(self.vectors, self.flat.grad.split([len(v) for v in self.vectors])): vector.grad = grad
+        self.optimizer = make_optimizer(self.vectors[:1], cfg, self.vectors[1:])
         self.allocator = Allocator(self.flat, cfg) if method_spec(cfg.method).adaptive else None
         self.pack, self.step = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         self.task = torch.zeros((), device=device)
@@ -266,9 +271,14 @@ def _adamw(self: Stepper): # nothing moves from the first step on that is not so
 
 # %% ../nbs/04_training.ipynb #a1d0a5ce
 @patch
+def _moments(self: Stepper): # (name in a state, value) of what AdamW keeps
+    return [(f'adamw{i or ""}.{k}', v) for i, vector in enumerate(self.vectors) for k, v in self.optimizer.state[vector].items()]
+
+
+@patch
 def _tensors(self: Stepper) -> dict: # name -> tensor, live
     found = dict(values=self.flat.values, stats=self.stats, step=self.step, pack=self.pack)
-    found |= {f'adamw.{k}': v for k, v in self.optimizer.state[self.vector].items() if torch.is_tensor(v)}
+    found |= {name: v for name, v in self._moments() if torch.is_tensor(v)}
     return found | ({k: getattr(self.allocator, k) for k in ('average', 'uncertainty', 'kept')} if self.allocator else {})
 
 
@@ -277,7 +287,7 @@ def state(self: Stepper) -> dict: # name -> tensor on the CPU; there they are th
     "All that the steps to come depend on, between two of them"
     if torch.cuda.is_available(): torch.cuda.synchronize() # paged moments are read by the host
     found = {k: v.detach().cpu() for k, v in self._tensors().items()}
-    found |= {f'adamw.{k}': torch.tensor(v) for k, v in self.optimizer.state[self.vector].items() if isinstance(v, int)} # bitsandbytes counts on the host
+    found |= {name: torch.tensor(v) for name, v in self._moments() if isinstance(v, int)} # bitsandbytes counts on the host
     for when, states in (('now', _generators(self.flat.values.device)), ('began', self.began)): found |= {f'{when}.{k}': v for k, v in states.items()}
     used = {k: torch.tensor(int(getattr(self.cfg, k))) for k in ('micro_batch_size', 'gradient_checkpointing')}
     return found | used
@@ -293,11 +303,12 @@ def generators(state: dict, when: str) -> dict: # name -> state of a generator
 def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueError` if it is another's
     "Stand where another process stood"
     self.optimizer.step() # on no gradient
-    live, moments = self._tensors(), self.optimizer.state[self.vector]
-    for name, value in live.items():
+    for name, value in self._tensors().items():
         if name not in state or state[name].shape != value.shape: raise ValueError(f'{name} of the state is not that of this run.')
         value.copy_(state[name])
-    moments.update({k: state[f'adamw.{k}'].item() for k, v in moments.items() if isinstance(v, int)})
+    for i, vector in enumerate(self.vectors):
+        moments = self.optimizer.state[vector]
+        moments.update({k: state[f'adamw{i or ""}.{k}'].item() for k, v in moments.items() if isinstance(v, int)})
     self.pack.fill_(sum(self.plan.counts[:self.step.item()])) # which is this process's own
     self.began = generators(state, 'began')
     _set_generators(generators(state, 'now'), self.flat.values.device)
@@ -444,7 +455,7 @@ def _few_words(model, plan, cfg):
     "Where memory is short: of an embedding that is not the head too, keep only the rows that the run reads"
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embedding.weight
-    if not _memory_is_short(cfg) or weight.device.type == 'cpu' or weight is head.weight: yield; return
+    if not _memory_is_short(cfg) or weight.device.type == 'cpu' or weight is head.weight or weight.requires_grad or plan.packs.ids.min() < 0: yield; return # trained itself, or virtual tokens beside it
     whole, pad = weight.data.cpu(), embedding.padding_idx
     words, ids = plan.packs.ids.unique(return_inverse=True)
     plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), weight.data[words], None
@@ -473,8 +484,9 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
     def take(step): read(step); return stepper.state()
 
     for step, (rate, count) in enumerate(zip(rates[done:], plan.counts[done:]), done + 1):
-        group = stepper.optimizer.param_groups[0]
-        group['lr'].fill_(rate) if torch.is_tensor(group['lr']) else group.update(lr=rate)
+        for group in stepper.optimizer.param_groups:
+            now = rate * group['ratio']
+            group['lr'].fill_(now) if torch.is_tensor(group['lr']) else group.update(lr=now)
         stepper._draw_apart(step)
         for _ in range(count): accumulate(next(sizes))
         sum_up(stepper.flat.grad, stepper.task)

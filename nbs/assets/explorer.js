@@ -172,12 +172,12 @@
       details.replaceChildren(top, h('p', { class: 'setting' }, run.setting),
         h('dl', { class: 'scores' }, ...metrics.filter(m => m.key in run.metrics).map(m => h('div', {}, h('dt', {}, label(m.key)), h('dd', {}, print(m.key, run.metrics[m.key]))))),
         h('h3', {}, 'Curves'), h('div', { class: 'curves' }, ...charts.map(([, el]) => el)),
-        h('h3', {}, 'Rank of every adapted matrix'), map,
+        ...(run.ranks.layers.length ? [h('h3', {}, 'Rank of every adapted matrix'), map] : []),
         h('h3', {}, 'Config: the subject, and what differs from the paper'), pairs(run.config, run.said), all,
         h('h3', {}, 'To repeat it'), h('pre', { tabIndex: 0 }, h('code', {}, run.command)),
         h('p', {}, 'A finished run is repeated only with ', h('code', {}, '-p force True'), '. The record: ', h('a', { href: `assets/records/${id}.json` }, `reports/records/${id}.json`), '.'))
       charts.forEach(([k, el]) => drawCurve(el, run, k))
-      drawMap(map, run)
+      if (run.ranks.layers.length) drawMap(map, run)
     }
     if (focus) { heading.focus({ preventScroll: true }); details.scrollIntoView({ block: 'start' }) }
   }
