@@ -14,7 +14,7 @@ import json
 import re
 import time
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import partial
 from itertools import product
@@ -34,7 +34,7 @@ from torch import nn
 from .adapters import METHODS, attach, method_spec
 from .backbones import load_backbone, load_tokenizer
 from .checkpoints import hold, let_go, whole_file
-from .config import ConfigError, PROTOCOL_VERSION, RunConfig, report_paths, run_id
+from .config import AdapterFields, ConfigError, PROTOCOL_VERSION, RunConfig, report_paths, run_id
 from .data import load_items, scored_splits, split_items
 from .evaluation import Tree, item_trees, score_trees, token_loss
 from .fused import fused
@@ -49,7 +49,9 @@ SPACE = dict( # field of `RunConfig` -> what a trial may choose
     lr=FloatDistribution(5e-5, 2e-2, log=True), rank=CategoricalDistribution((8, 16, 32, 64)), alpha=CategoricalDistribution((8., 16., 32., 64.)),
     dropout=FloatDistribution(0., .1, step=.05), orth_weight=FloatDistribution(.01, 2., log=True),
     budget_start=FloatDistribution(0., .3, step=.05), budget_end=FloatDistribution(.4, .9, step=.05))
-OWN = dict(adalora=dict(rank=CategoricalDistribution((16, 32, 64)))) # method -> what differs
+OWN = dict( # method -> what differs
+    adalora=dict(rank=CategoricalDistribution((16, 32, 64))), full=dict(lr=FloatDistribution(1e-6, 1e-3, log=True)), prompt=dict(lr=FloatDistribution(1e-4, .3, log=True)))
+_READ = {f.name for f in fields(AdapterFields)} # by some methods, and refused by the others
 
 
 def ends(choice # a distribution of Optuna
@@ -62,11 +64,10 @@ def ends(choice # a distribution of Optuna
 def space(method: str, # a key of `METHODS`
           params: dict # of run.ipynb, the same in every trial
           ) -> dict:   # field -> distribution; `ConfigError` if it holds a setting that is no run
-    "What is tuned: the fields that the method heeds, but those that are given"
-    cfg = lambda **more: run_config(params | dict(method=method) | more)
-    choices = {k: c for k, c in (SPACE | OWN.get(method_spec(method) and method, {})).items() if k not in params}
-    found = {k: c for k, c in choices.items() if len({getattr(cfg(**{k: v}), k) for v in ends(c)}) > 1}
-    for corner in product(*map(ends, found.values())): cfg(**dict(zip(found, corner)))
+    "What is tuned: the fields that the method reads, but those that are given"
+    reads = lambda k: k in method_spec(method).uses or k not in _READ
+    found = {k: c for k, c in (SPACE | OWN.get(method, {})).items() if k not in params and reads(k)}
+    for corner in product(*map(ends, found.values())): run_config(params | dict(method=method) | dict(zip(found, corner)))
     if not found: raise ConfigError(f'{method} has nothing left to tune: every field of its space is given.')
     return found
 
