@@ -261,7 +261,7 @@ def windows_figure(frame: pd.DataFrame) -> Figure: # of `window_frame`, not empt
     share = np.linspace(0, .995, 200)
     ax.plot(100 * share, (1 - share) * frame.real.min(), color='.5', lw=1, linestyle=(0, (1, 1.5)), label='if padding cost nothing')
     ax.axhline(RESULTS.loss.iloc[0], color='.3', lw=.8)
-    ax.annotate(f'the paper, {RESULTS.loss.iloc[0]}', (1, RESULTS.loss.iloc[0]), (0, 3), xycoords=ax.get_yaxis_transform(), textcoords='offset points', ha='right')
+    ax.annotate(f'the paper, {RESULTS.loss.iloc[0]}', (0, RESULTS.loss.iloc[0]), (4, 3), xycoords=ax.get_yaxis_transform(), textcoords='offset points')
     ax.set(yscale='log', xlabel='share of padding in the window (%)', ylabel='loss over the window (nats a token)', xlim=(0, 100), ylim=(.04, None))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f'{y:g}'))
     ax.yaxis.set_minor_locator(NullLocator())

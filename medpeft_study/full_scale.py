@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .adapters import METHODS
+from .adapters import METHODS, PAPER_METHODS
 from .backbones import BACKBONES
 from .figures import FigureSpec, WIDTH, styled
 from .findings import AUDIT_FIGURES, PREFIX
