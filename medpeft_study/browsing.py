@@ -162,7 +162,7 @@ def _rows(self: Browser):
     _fill(self.item, [(f"{i} {self.texts[i]['question'][:60] if i in self.texts else ''}", i) for i in ids])
     self._draw()
 
-
+# %% ../nbs/07m_browsing.ipynb #b9564e01
 @patch
 def _draw(self: Browser):
     "The item"

@@ -175,7 +175,7 @@ def results(process: subprocess.Popen, # of `start`
             return
         else: time.sleep(.1)
 
-
+# %% ../nbs/08i_scaling.ipynb #2b57e18f
 def do_jobs(jobs: list, size: int, found: Callable, # called with a job and what was found
             limit: float = 90, env: dict = {}, go: Optional[threading.Event] = None): # to wait for; None not to
     "Do jobs in a group of processes, and in another where one fails"

@@ -111,7 +111,7 @@ class StudySpec:
         made = [self.fixed | dict(zip(grid, values)) for grid in self.grids for values in product(*grid.values())]
         return [params for i, params in enumerate(made) if params not in made[:i]]
 
-
+# %% ../nbs/08_study.ipynb #7983057f
 def method_rates() -> dict: # method -> peak learning rate
     "The rates of the study `methods`: of `TUNED`, and for the paper's methods the audit's"
     return RATES | {m: lr for m, (lr, _) in TUNED.items()}
@@ -121,7 +121,7 @@ def _of_method(method, **values): # a grid, on the base that the method goes wit
     base = {} if 'nf4' in METHODS[method].bases else dict(quantization=('none',))
     return dict(method=(method,), **base, **values)
 
-
+# %% ../nbs/08_study.ipynb #fd9a92e6
 _METHODS = tuple(PAPER_METHODS)
 _MINI = dict(profile='mini', micro_batch_size=16) # a small model on a GPU: one forward pass a step
 STUDIES = {
