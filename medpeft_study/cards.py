@@ -106,13 +106,13 @@ def loading_code(config: dict # of a record
         nf4 = config['quantization'] == 'nf4'
         quantized = f", quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant={config['double_quant']}, bnb_4bit_compute_dtype='{config['compute_dtype']}')" if nf4 else f", dtype='{config['compute_dtype']}'"
         base = [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', BitsAndBytesConfig' if nf4 else ''}", '',
-                f"base = AutoModelForCausalLM.from_pretrained('{spec.id}', revision='{config['backbone_revision']}'{quantized})"]
+                f"base = AutoModelForCausalLM.from_pretrained('{spec.id}', revision='{config['backbone_revision']}', trust_remote_code=False{quantized})"]
     else:
         given = {k: config[k] for k in ('weights', 'quantization', 'double_quant') if config[k] != getattr(RunConfig(), k)}
         words = ''.join(f', {k}={v!r}' for k, v in dict(backbone=title(BACKBONES, config['backbone']) if spec is None else config['backbone'], **given).items())
         base = ['from transformers import AutoTokenizer', '', 'from medpeft_study.backbones import load_backbone', 'from medpeft_study.config import make_config', 'from medpeft_study.study import resolve', '',
                 f"base, _ = load_backbone(resolve(make_config('{config['profile']}', '{config['method']}'{words})))"]
-    return '\n'.join(['from peft import PeftModel', *base, "folder = '.' # this one, or owner/name on the hub", 'tokenizer = AutoTokenizer.from_pretrained(folder)',
+    return '\n'.join(['from peft import PeftModel', *base, "folder = '.' # this one, or owner/name on the hub", 'tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)',
                       'model = PeftModel.from_pretrained(base, folder).eval()'])
 
 # %% ../nbs/07l_cards.ipynb #70d34333

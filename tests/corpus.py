@@ -238,7 +238,7 @@ DATA = [
 
 # --- records
 
-def committed(): return sorted((ROOT / 'reports' / 'records').glob('*.json'))[0]
+def committed(): return sorted((ROOT / 'reports' / 'records').glob('adalora-smollm2-*.json'))[0]
 def whole(): return json.loads(committed().read_text())
 def put(change): # a changed copy of a committed record, under its own name, with its predictions
     def make(d):
