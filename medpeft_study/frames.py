@@ -157,6 +157,7 @@ def check_reportable(record: dict, # valid
     if absent: raise RecordError(f'{name}: config lacks {", ".join(absent)}.')
     if record['protocol_version'] == PROTOCOL_VERSION and run_id(cfg) != record['run_id']:
         raise RecordError(f'{name}: config belongs to the run {run_id(cfg)}: one of the two was changed by hand.')
+    if 'rank' in METHODS[cfg.method].uses and not record['ranks']: raise RecordError(f'{name}: ranks are empty, and a run of {METHODS[cfg.method].title} has some.')
     for m in record['metrics']:
         if (m['metric'] == 'accuracy' and not 0 <= m['value'] <= 1) or m['value'] < 0:
             raise RecordError(f"{name}: {m['metric']} {m['when']} training ({m['protocol']}, {m['domain']}) is {m['value']:g}, which cannot be.")

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Callable
@@ -238,7 +239,8 @@ DATA = [
 
 # --- records
 
-def committed(): return sorted((ROOT / 'reports' / 'records').glob('adalora-smollm2-*.json'))[0]
+@cache
+def committed(): return next(p for p in sorted((ROOT / 'reports' / 'records').glob('adalora-smollm2-*.json')) if json.loads(p.read_text())['study'] == 'mini')
 def whole(): return json.loads(committed().read_text())
 def put(change): # a changed copy of a committed record, under its own name, with its predictions
     def make(d):
