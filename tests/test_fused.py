@@ -3,6 +3,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 
@@ -10,6 +12,7 @@ pytest.importorskip('triton', reason='Triton is there for Linux only, and the ke
 
 TRAIN = """
 import json
+import sys
 import numpy as np
 from medpeft_study.adapters import attach
 from medpeft_study.backbones import load_backbone
@@ -20,29 +23,30 @@ from medpeft_study.training import train
 
 rng, found = np.random.default_rng(0), {}
 rows = [Encoded(f'row-{i}', rng.integers(0, 200, int(rng.integers(8, 20))).tolist(), 5, 0) for i in range(12)]
-for method in ('qlora', 'adalora'):
-    for dropout, micro in ((0., 6), (.2, 6), (.2, 2)):
-        cfg = run_config(dict(profile='mini', backbone='toy-llama', device='cpu', method=method, rank=4, target_rank=2, dropout=dropout, lr=.1, warmup_ratio=0.,
-                              micro_batch_size=micro, batch_size=6, train_rows=12, max_length=64, budget_start=0., budget_end=1., delta_t=1))
-        model = attach(load_backbone(cfg)[0], cfg)
-        found[f'{method} {dropout} {micro}'] = [h['task_loss'] for h in train(model, rows, cfg, 0)]
+for dropout, micro in ((0., 6), (.2, 6), (.2, 2)):
+    cfg = run_config(dict(profile='mini', backbone='toy-llama', device='cpu', method=sys.argv[1], rank=4, target_rank=2, dropout=dropout, lr=.1, warmup_ratio=0.,
+                          micro_batch_size=micro, batch_size=6, train_rows=12, max_length=64, budget_start=0., budget_end=1., delta_t=1))
+    model = attach(load_backbone(cfg)[0], cfg)
+    found[f'{dropout} {micro}'] = [h['task_loss'] for h in train(model, rows, cfg, 0)]
 print(json.dumps(dict(fused=can_fuse(model), losses=found)))
 """
 
 
-def trained(interpret):
-    done = subprocess.run([sys.executable, '-c', TRAIN], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET=interpret))
+def trained(method, interpret):
+    done = subprocess.run([sys.executable, '-c', TRAIN, method], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET=interpret))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_training_by_the_kernels():
-    plain, kernels = trained('0'), trained('1')
-    assert (plain['fused'], kernels['fused']) == (False, True)
+    ways = list(product(('qlora', 'adalora'), '01'))
+    with ThreadPoolExecutor(len(ways)) as pool: found = dict(zip(ways, pool.map(lambda way: trained(*way), ways))) # the interpreter is slow, and takes a core each
     for method in ('qlora', 'adalora'):
+        plain, kernels = found[method, '0'], found[method, '1']
+        assert (plain['fused'], kernels['fused']) == (False, True)
         # without dropout the same losses
-        assert kernels['losses'][f'{method} 0.0 6'] == pytest.approx(plain['losses'][f'{method} 0.0 6'], abs=2e-5)
+        assert kernels['losses']['0.0 6'] == pytest.approx(plain['losses']['0.0 6'], abs=2e-5)
         # with it the same however rows are cut, which PEFT's is not
-        cut = [kernels['losses'][f'{method} 0.2 {micro}'] for micro in (6, 2)]
+        cut = [kernels['losses'][f'0.2 {micro}'] for micro in (6, 2)]
         assert cut[0] == pytest.approx(cut[1], abs=2e-5)
-        assert cut[0] != pytest.approx(kernels['losses'][f'{method} 0.0 6'], abs=1e-3)
+        assert cut[0] != pytest.approx(kernels['losses']['0.0 6'], abs=1e-3)
