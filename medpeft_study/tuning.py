@@ -31,6 +31,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
+# %% ../nbs/08j_tuning.ipynb #85512c27
 from .adapters import METHODS, attach, method_spec
 from .backbones import load_backbone, load_tokenizer
 from .checkpoints import hold, let_go, whole_file
