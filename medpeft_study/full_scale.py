@@ -19,12 +19,12 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from .adapters import METHODS, PAPER_METHODS
 from .backbones import BACKBONES
 from .figures import FigureSpec, WIDTH, styled
-from .findings import AUDIT_FIGURES, PREFIX
+from .findings import AUDIT_FIGURES, PREFIX, said_missing
 from .frames import in_order, title
 from .paper import RESULTS
 from .reporting import PALETTE, metric_value, peak_gib
 from .speed import FILES, absent, failed_notes, of_step, source_note
-from .study import STUDIES, command
+from .study import STUDIES
 from .tables import Column, Table
 
 # %% ../nbs/08g_full_scale.ipynb #e130a85f
@@ -146,8 +146,7 @@ def rehearsal_said(records: list) -> str: # Markdown
     "Whether all four are there, and what makes them"
     asked, there = STUDIES['rehearsal'].runs, {(r['config']['backbone'], r['config']['method']) for r in records if r['study'] == 'rehearsal'}
     missing = [p for p in asked if (p['backbone'], p['method']) not in there]
-    if not missing: return f'All {len(asked)} runs went from start to record.'
-    return f'*{len(missing)} of the {len(asked)} runs of the rehearsal are not there yet. `medpeft study rehearsal` makes all that is missing, on one GPU of 80 GB; the next of them alone:*\n\n```\n{command(missing[0] | dict(study="rehearsal"))}\n```'
+    return said_missing(missing, len(asked), 'rehearsal', 'the rehearsal', ', on one GPU of 80 GB') or f'All {len(asked)} runs went from start to record.'
 
 # %% ../nbs/08g_full_scale.ipynb #b06f32f6
 def scale_numbers(bench: dict # of `load_bench`

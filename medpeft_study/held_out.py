@@ -14,10 +14,10 @@ import pandas as pd
 
 from .comparison import _slug, compare
 from .effects import Runs, placed
-from .findings import PREFIX, said_interval
+from .findings import PREFIX, READS, said_interval, said_missing
 from .frames import arm_name, in_order
 from .reporting import metric_value
-from .study import STUDIES, command
+from .study import STUDIES
 from .tables import Column, Table
 
 # %% ../nbs/08f_held_out.ipynb #5c590711
@@ -35,10 +35,8 @@ def held_arms(records: list # complete
 
 def held_missing(records: list) -> str: # Markdown; '' if all of them are there
     "Which runs are not there, and what makes them"
-    runs = Runs(records)
-    missing = [p for p in STUDIES['held_out'].runs if not runs.get(p)]
-    if not missing: return ''
-    return f'*{len(missing)} of the {len(STUDIES["held_out"].runs)} runs of this section are not there yet. `medpeft study held_out` makes all that is missing; the next of them alone:*\n\n```\n{command(missing[0] | dict(study="held_out"))}\n```'
+    there, asked = Runs(records), STUDIES['held_out'].runs
+    return said_missing([p for p in asked if not there.get(p)], len(asked), 'held_out')
 
 # %% ../nbs/08f_held_out.ipynb #12cecd2f
 def _means(runs, split): # loss in nats, accuracy by choice text in percent; missing without runs
@@ -84,9 +82,6 @@ def held_table(frame: pd.DataFrame # of `held_frame`, not empty
                  ('Mean over seeds; in brackets 95 % intervals over seeds and items. Validation: the frozen runs. Again: the same rows, scored by the runs made again, whose held-out rows are beside. Accuracy by choice text.', f'Frozen runs: {ids}.'))
 
 # %% ../nbs/08f_held_out.ipynb #9428bbe4
-_READS = {'higher': 'it is higher', 'lower': 'it is lower', 'equivalent': 'no difference that matters', 'cannot tell': 'the data cannot tell'}
-
-
 def held_verdict(frame: pd.DataFrame, # of `held_frame`
                  records: list        # that it was made of
                  ) -> str:            # Markdown; '' without rows
@@ -97,7 +92,7 @@ def held_verdict(frame: pd.DataFrame, # of `held_frame`
     rows = ' or '.join(f'{n:,}' for n in sorted({metric_value(r, 'loss', 'after', split='test')['n'] for r in seen}))
     lines = [f"- The {rows} held-out rows were scored once: in these {int(frame.seeds.sum())} runs, whose configurations were frozen before, under the ids of the table's note. " + (f"Runs of {', '.join(others)} have scored them too." if others else 'No other committed run has scored them.')]
     for r in frame.dropna(subset='loss_effect').itertuples() if 'loss_effect' in frame else ():
-        said = lambda name, pairs, unit, digits: (f"{getattr(r, name + '_effect'):+.{digits}f} {unit} {said_interval(getattr(r, name + '_low'), getattr(r, name + '_high'), int(pairs), digits=digits)}: **{_READS[getattr(r, name + '_reading')]}**")
+        said = lambda name, pairs, unit, digits: (f"{getattr(r, name + '_effect'):+.{digits}f} {unit} {said_interval(getattr(r, name + '_low'), getattr(r, name + '_high'), int(pairs), digits=digits)}: **{READS[getattr(r, name + '_reading')]}**")
         lines.append(f"- {r.arm} against {frame.arm[0]}, on the held-out rows: loss {said('loss', r.pairs, 'nats', 3)}; accuracy {said('text', r.pairs, 'points', 1)}." +
                      (f" On the validation rows, frozen: loss {said('frozen_loss', r.frozen_pairs, 'nats', 3)}." if not pd.isna(getattr(r, 'frozen_pairs', None)) else ''))
     if frame.apart.notna().any(): lines.append(f'- Made again, a validation loss lies at most {frame.apart.max():.1g} nats from the frozen one of the same seed.')
