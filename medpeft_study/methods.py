@@ -264,14 +264,15 @@ def check_method(cfg: RunConfig # as given
     return replace(cfg, compute_dtype=cfg.adapter_dtype) if cfg.method == 'full' else cfg
 
 # %% ../nbs/02a_methods.ipynb #df6eb3c0
-TRIED = {**dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (2e-4, 5e-4, 1e-3, 2e-3)), # around LoRA's best in the audit
-         **dict.fromkeys(('rslora', 'loraplus'), (5e-5, 1e-4, 2e-4, 5e-4)),           # which step eight times and sixteen times as far
-         **dict.fromkeys(('pissa', 'olora', 'corda'), (5e-5, 2e-4, 5e-4, 1e-3)),      # whose A and B are large from the start
-         'vera': (1e-3, 4e-3, 1e-2, 3e-2), 'ia3': (1e-3, 3e-3, 1e-2, 3e-2), 'full': (1e-5, 2e-5, 5e-5, 1e-4), 'prompt': (3e-3, 1e-2, 3e-2, 1e-1)}
-_LIKE_LORA = "LoRA's best in the audit, not swept yet"
+TRIED = {**dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (1e-3, 2e-3, 5e-3, 1e-2)), # around QLoRA's best in the audit
+         **dict.fromkeys(('rslora', 'loraplus'), (1e-4, 2e-4, 5e-4, 1e-3)),           # which step eight times and sixteen times as far
+         **dict.fromkeys(('pissa', 'olora', 'corda'), (2e-4, 5e-4, 1e-3, 2e-3)),      # whose A and B are large from the start
+         'vera': (4e-3, 1e-2, 3e-2, 1e-1), 'ia3': (3e-3, 1e-2, 3e-2, 1e-1), 'full': (2e-5, 5e-5, 1e-4, 3e-4), 'prompt': (1e-2, 3e-2, 1e-1, 3e-1)}
+_LIKE_LORA = "QLoRA's best in the audit, not swept yet"
 TUNED = { # method -> (peak learning rate, where it is from)
-    **dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (1e-3, _LIKE_LORA)), 'rslora': (1e-4, "LoRA's best in the audit over the ratio of the scales, not swept yet"),
-    'loraplus': (1e-4, 'half the usual rate, as PEFT advises, not swept yet'), **dict.fromkeys(('pissa', 'olora', 'corda'), (2e-4, 'the usual rate, not swept yet')),
+    'qlora': (5e-3, 'the best of seven in the audit'), 'adalora': (1e-2, 'the best of seven in the audit, the largest of them'),
+    **dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (5e-3, _LIKE_LORA)), 'rslora': (5e-4, "QLoRA's best in the audit over the ratio of the scales, not swept yet"),
+    'loraplus': (2e-4, 'the usual rate, not swept yet'), **dict.fromkeys(('pissa', 'olora', 'corda'), (5e-4, 'above the usual rate, not swept yet')),
     'vera': (4e-3, 'Kopiczko et al. 2023, not swept yet'), 'ia3': (3e-3, 'Liu et al. 2022, not swept yet'), 'full': (2e-5, 'usual for a language model, not swept yet'),
     'prompt': (3e-2, "PEFT's example, not swept yet")}
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTSIDE', 'STUDIES', 'resolve', 'given_fields', 'settle', 'run_config', 'run_name', 'mode_note',
-           'notebook_parameters', 'finished_note', 'StudySpec', 'method_rates', 'best_rates', 'papermill_args',
-           'command', 'refuse']
+           'notebook_parameters', 'finished_note', 'StudySpec', 'best_rates', 'papermill_args', 'command', 'refuse']
 
 # %% ../nbs/08_study.ipynb #19ca43fd
 import shlex
@@ -18,7 +17,7 @@ from .adapters import resolve_adapter
 from .backbones import BackboneError, resolve_backbone
 from .config import ConfigError, RunConfig, check_field, make_config, padded_windows, report_paths, run_id
 from .data import resolve_data
-from .effects import FIXED, RATES, audit_grids
+from .effects import FIXED, audit_grids
 from .methods import METHODS, PAPER_METHODS, TRIED, TUNED
 from .planning import MODES, choose_mode, free_memory, predict, with_mode
 from .records import is_complete, read_record
@@ -112,11 +111,6 @@ class StudySpec:
         return [params for i, params in enumerate(made) if params not in made[:i]]
 
 # %% ../nbs/08_study.ipynb #7983057f
-def method_rates() -> dict: # method -> peak learning rate
-    "The rates of the study `methods`: of `TUNED`, and for the paper's methods the audit's"
-    return RATES | {m: lr for m, (lr, _) in TUNED.items()}
-
-
 def _of_method(method, **values): # a grid, on the base that the method goes with
     base = {} if 'nf4' in METHODS[method].bases else dict(quantization=('none',))
     return dict(method=(method,), **base, **values)
@@ -136,7 +130,7 @@ STUDIES = {
         dict(prompt=('open',), seed=range(5), method=_METHODS), dict(method=('qlora',), lr=(5e-3,), seed=range(3)), dict(method=('adalora',), lr=(2e-3, 1e-2), seed=range(3)))),
     'rehearsal': StudySpec('the paper\'s four runs with random weights, on the embedded data', dict(
         profile='paper', weights='random', dataset='phenotype-qa', eval_rows=64, mode='fast'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),)),
-    'methods': StudySpec('every method at a learning rate that suits it', _MINI, tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, lr in method_rates().items())),
+    'methods': StudySpec('every method at a learning rate that suits it', _MINI, tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
     'methods_rate': StudySpec('four learning rates a method, to choose from', _MINI, tuple(_of_method(m, lr=rates) for m, rates in TRIED.items())),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 
@@ -145,10 +139,9 @@ def best_rates(records: list # complete
                ) -> dict:    # method -> (learning rate, validation loss, whether it is the smallest or the largest that was tried)
     "Of the study `methods_rate`: the rate with the least validation loss"
     from medpeft_study.reporting import metric_value # as above
-    asked = {run_name(params): params for params in STUDIES['methods_rate'].runs}
     found = {}
     for r in records:
-        if params := asked.get(r['run_id']): found.setdefault(params['method'], {})[params['lr']] = metric_value(r, 'loss', 'after')['value']
+        if r['study'] == 'methods_rate': found.setdefault(r['config']['method'], {})[r['config']['lr']] = metric_value(r, 'loss', 'after')['value']
     best = {m: min(losses, key=losses.get) for m, losses in found.items()}
     return {m: (lr, found[m][lr], lr in (min(TRIED[m]), max(TRIED[m]))) for m, lr in best.items()}
 
