@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BUDGET_FIELDS', 'METHODS', 'PAPER_METHODS', 'TRIED', 'TUNED', 'lora_config', 'adalora_config', 'start_loftq',
            'lora_layers', 'start_eva', 'look_corda', 'start_olora', 'eva_config', 'corda_config', 'vera_config',
-           'ia3_config', 'prompt_config', 'virtual_ids', 'with_virtual', 'PromptWords', 'start_prompt', 'Whole',
-           'MethodSpec', 'method_spec', 'trained_numbers', 'check_method', 'method_table']
+           'ia3_config', 'start_ia3', 'prompt_config', 'virtual_ids', 'with_virtual', 'PromptWords', 'start_prompt',
+           'Whole', 'MethodSpec', 'method_spec', 'trained_numbers', 'check_method', 'method_table']
 
 # %% ../nbs/02a_methods.ipynb #983e5ba1
 from dataclasses import dataclass, fields, replace
@@ -122,6 +122,13 @@ def ia3_config(cfg: RunConfig): # PEFT's `IA3Config`
     return IA3Config(target_modules=list(cfg.modules), feedforward_modules=[m for m in cfg.modules if m == 'down_proj'], task_type='CAUSAL_LM')
 
 
+def start_ia3(model: nn.Module, cfg: RunConfig, rows: list, pad_id: int):
+    "Hand on what comes out of a packed layer in the dtype that went in: PEFT leaves it in that of the vectors"
+    as_given = lambda layer, given, out: out.to(given[0].dtype)
+    for m in model.modules():
+        if hasattr(m, 'ia3_l'): m.register_forward_hook(as_given)
+
+
 def prompt_config(cfg: RunConfig): # PEFT's `PromptTuningConfig`
     "Prompt tuning from embeddings of random words"
     from peft import PromptTuningConfig
@@ -215,7 +222,7 @@ METHODS = {
     'loftq': MethodSpec('LoftQ', lora_config, False, 'a start from what quantization lost', bases=('nf4',), at_zero='near', start=start_loftq, memory='for its steps: before them LoftQ loads the backbone once more, not quantized'),
     'corda': MethodSpec('CorDA', corda_config, False, 'a start from the directions that the rows use', (*_LORA, 'start_rows'), bases=('none',), look=look_corda, needs_rows=True, moves_base=True),
     'vera': MethodSpec('VeRA', vera_config, False, 'two vectors a matrix', ('rank', 'dropout', 'target_modules', 'adapter_dtype', 'vera_d_initial'), numbers=lambda cfg, leaf, i, o, r: o + r, memory='a guess: VeRA has PEFT\'s forward pass, and its random matrices are not counted'),
-    'ia3': MethodSpec('IA3', ia3_config, False, 'one vector a matrix', ('target_modules', 'adapter_dtype'), numbers=lambda cfg, leaf, i, o, r: i if leaf == 'down_proj' else o, memory='a guess: IA3 has PEFT\'s forward pass, which nobody has measured'),
+    'ia3': MethodSpec('IA3', ia3_config, False, 'one vector a matrix', ('target_modules', 'adapter_dtype'), numbers=lambda cfg, leaf, i, o, r: i if leaf == 'down_proj' else o, start=start_ia3, memory='a guess: IA3 has PEFT\'s forward pass, which nobody has measured'),
     'full': MethodSpec('Full fine-tuning', None, False, 'the upper end: all weights', ('adapter_dtype',), ('none',), numbers=lambda cfg, leaf, i, o, r: 0, elsewhere=lambda cfg, width, total: total,
                        memory='at least: full fine-tuning keeps the input of every matrix, and its layers run in the dtype of their weights'),
     'prompt': MethodSpec('Prompt tuning', prompt_config, False, 'the lower end: no weight', ('virtual_tokens', 'adapter_dtype'), at_zero='other',
@@ -265,16 +272,14 @@ def check_method(cfg: RunConfig # as given
 
 # %% ../nbs/02a_methods.ipynb #df6eb3c0
 TRIED = {**dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (1e-3, 2e-3, 5e-3, 1e-2)), # around QLoRA's best in the audit
-         **dict.fromkeys(('rslora', 'loraplus'), (1e-4, 2e-4, 5e-4, 1e-3)),           # which step eight times and sixteen times as far
-         **dict.fromkeys(('pissa', 'olora', 'corda'), (2e-4, 5e-4, 1e-3, 2e-3)),      # whose A and B are large from the start
-         'vera': (4e-3, 1e-2, 3e-2, 1e-1), 'ia3': (3e-3, 1e-2, 3e-2, 1e-1), 'full': (2e-5, 5e-5, 1e-4, 3e-4), 'prompt': (1e-2, 3e-2, 1e-1, 3e-1)}
-_LIKE_LORA = "QLoRA's best in the audit, not swept yet"
+         **dict.fromkeys(('rslora', 'loraplus'), (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),     # which step eight times and sixteen times as far
+         **dict.fromkeys(('pissa', 'olora', 'corda'), (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)), # whose A and B are large from the start
+         'vera': (4e-3, 1e-2, 3e-2, 1e-1), 'ia3': (3e-3, 1e-2, 3e-2, 1e-1), 'full': (2e-5, 5e-5, 1e-4, 3e-4, 1e-3), 'prompt': (1e-2, 3e-2, 1e-1, 3e-1)}
+_SWEPT = 'the best in methods_rate'
 TUNED = { # method -> (peak learning rate, where it is from)
     'qlora': (5e-3, 'the best of seven in the audit'), 'adalora': (1e-2, 'the best of seven in the audit, the largest of them'),
-    **dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (5e-3, _LIKE_LORA)), 'rslora': (5e-4, "QLoRA's best in the audit over the ratio of the scales, not swept yet"),
-    'loraplus': (2e-4, 'the usual rate, not swept yet'), **dict.fromkeys(('pissa', 'olora', 'corda'), (5e-4, 'above the usual rate, not swept yet')),
-    'vera': (4e-3, 'Kopiczko et al. 2023, not swept yet'), 'ia3': (3e-3, 'Liu et al. 2022, not swept yet'), 'full': (2e-5, 'usual for a language model, not swept yet'),
-    'prompt': (3e-2, "PEFT's example, not swept yet")}
+    **{m: (lr, _SWEPT) for m, lr in dict(lora=5e-3, dora=5e-3, eva=2e-3, loftq=2e-3, rslora=1e-3, loraplus=1e-3, pissa=5e-4, olora=5e-4, corda=2e-4, vera=3e-2, full=3e-4, prompt=1e-1).items()},
+    'ia3': (3e-3, 'Liu et al. 2022, not swept yet')}
 
 # %% ../nbs/02a_methods.ipynb #09bc9045
 def method_table(backbone: str = 'smollm2-135m' # a key of `BACKBONES` with an architecture

@@ -44,7 +44,8 @@ def place() -> Place: # `ConfigError` if there are fewer GPUs than processes
         mine, there = int(os.environ.get('LOCAL_RANK') or 0), torch.cuda.device_count()
         if mine >= there: raise ConfigError(f'Each process takes a GPU, and this machine has {there}: start {there} processes at most.')
         torch.cuda.set_device(mine)
-    distributed.init_process_group(timeout=timedelta(seconds=float(os.environ.get('MEDPEFT_PATIENCE_SECONDS') or 1800))) # gloo for tensors on the CPU, NCCL on GPUs
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo' # left out, torch takes the GPU's alone, and counts on the CPU could not be summed
+    distributed.init_process_group(backend, timeout=timedelta(seconds=float(os.environ.get('MEDPEFT_PATIENCE_SECONDS') or 1800)))
     atexit.register(distributed.destroy_process_group)
     return Place(distributed.get_rank(), distributed.get_world_size())
 

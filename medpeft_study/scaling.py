@@ -62,11 +62,16 @@ def held(cfg: RunConfig # resolved, random weights
     "The backbone of a case, loaded once for those that follow each other"
     key, packed = (cfg.backbone, cfg.base_storage), _held.pop((cfg.backbone, 'packed'), None)
     if packed is not None and cfg.base_storage == 'packed': _held[key] = packed
-    if key in _held: return _held[key]
+    if key in _held: return _as_loaded(_held[key])
     if packed is None or cfg.base_storage != 'dequantized': packed = None; _held.clear(); release_memory(); packed = load_backbone(cfg)[0]
     else: dequantize(packed, getattr(torch, cfg.compute_dtype)); release_memory()
     _held[key] = packed
-    return packed
+    return _as_loaded(packed)
+
+
+def _as_loaded(model): # what a case that recomputed has left is undone
+    if model.is_gradient_checkpointing: model.gradient_checkpointing_disable(); model.disable_input_require_grads()
+    return model
 
 
 _EACH = 'ms', 'ms_gradient', 'ms_sum', 'device_gib', 'allocated_gib', 'reserved_gib'

@@ -131,7 +131,7 @@ STUDIES = {
     'rehearsal': StudySpec('the paper\'s four runs with random weights, on the embedded data', dict(
         profile='paper', weights='random', dataset='phenotype-qa', eval_rows=64, mode='fast'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),)),
     'methods': StudySpec('every method at a learning rate that suits it', _MINI, tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
-    'methods_rate': StudySpec('four learning rates a method, to choose from', _MINI, tuple(_of_method(m, lr=rates) for m, rates in TRIED.items())),
+    'methods_rate': StudySpec('learning rates a method, to choose from', _MINI, tuple(_of_method(m, lr=rates) for m, rates in TRIED.items())),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 
 # %% ../nbs/08_study.ipynb #9daa5e47
