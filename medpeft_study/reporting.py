@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .adapters import METHODS
 from .evaluation import ALL
+from .probes import probe_title
 
 # %% ../nbs/07_reporting.ipynb #c0767769
 PALETTE = sns.color_palette([*sns.color_palette('colorblind').as_hex(), '#332288', '#882255', '#117733', '#44aa99', '#661100']) # one a method, in the order of `METHODS`
@@ -45,7 +46,7 @@ PROTOCOLS = dict(answer='answer tokens', sequence='all real tokens', padded='pad
 def protocol_title(name: str # of a metric
                    ) -> str: # as a table says it
     "What a number was measured over"
-    return PROTOCOLS.get(name) or f"window of {name.removeprefix('padded-')} tokens"
+    return PROTOCOLS.get(name) or probe_title(name) or f"window of {name.removeprefix('padded-')} tokens"
 
 
 def metrics_frame(metrics: list,             # of a record

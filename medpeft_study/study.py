@@ -20,6 +20,7 @@ from .data import resolve_data
 from .effects import FIXED, audit_grids
 from .methods import METHODS, PAPER_METHODS, TRIED, TUNED
 from .planning import MODES, choose_mode, free_memory, predict, with_mode
+from .probes import probe_names
 from .records import is_complete, read_record
 from .saving import adapter_folder
 from .tracking import check_tracking
@@ -31,16 +32,17 @@ def resolve(cfg: RunConfig # as given
     return resolve_adapter(resolve_backbone(resolve_data(cfg)))
 
 # %% ../nbs/08_study.ipynb #157f5553
-OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False, tracking='') # parameters of run.ipynb that are no fields, with their defaults
+OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False, tracking='', probes='') # parameters of run.ipynb that are no fields, with their defaults
 
 
 def given_fields(params: dict # of run.ipynb
                  ) -> tuple:  # (config without a mode, names of the fields that were given); `ConfigError` on a wrong value
     "What was asked for, and what was left to the profile"
-    for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool, tracking=str).items():
+    for name, kind in dict(study=str, mode=str, force=bool, save_adapter=bool, tracking=str, probes=str).items():
         if params.get(name) is not None: check_field(name, params[name], kind)
     padded_windows('' if params.get('windows') is None else params['windows'])
     check_tracking(params.get('tracking') or '')
+    probe_names(params.get('probes') or '')
     fields = {k: v for k, v in params.items() if k not in OUTSIDE and v is not None}
     return make_config(**fields), tuple(fields)
 
@@ -130,7 +132,7 @@ STUDIES = {
         dict(prompt=('open',), seed=range(5), method=_METHODS), dict(method=('qlora',), lr=(5e-3,), seed=range(3)), dict(method=('adalora',), lr=(2e-3, 1e-2), seed=range(3)))),
     'rehearsal': StudySpec('the paper\'s four runs with random weights, on the embedded data', dict(
         profile='paper', weights='random', dataset='phenotype-qa', eval_rows=64, mode='fast'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),)),
-    'methods': StudySpec('every method at a learning rate that suits it', _MINI, tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
+    'methods': StudySpec('every method at a learning rate that suits it', _MINI | dict(probes='all'), tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
     'methods_rate': StudySpec('learning rates a method, to choose from', _MINI, tuple(_of_method(m, lr=rates) for m, rates in TRIED.items())),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 

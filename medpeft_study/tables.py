@@ -484,9 +484,9 @@ def baseline_rows(records: list) -> list: # a row a setting and split
 def accuracy_rows(records: list) -> list: # a row a setting, arm, split and protocol
     "Accuracy before and after training"
     scores, rows = scores_frame(records), {}
-    scores = scores[scores.run_id.isin(one_a_seed(records).run_id) & (scores.metric == 'accuracy') & (scores.domain == ALL)]
+    scores = scores[scores.run_id.isin(one_a_seed(records).run_id) & (scores.metric == 'accuracy') & (scores.domain == ALL) & scores.protocol.isin(PROTOCOLS)] # probes have a table of their own
     for (setting, arm, split, protocol, when), part in scores.groupby(['setting', 'arm', 'split', 'protocol', 'when'], sort=False):
-        row = rows.setdefault((setting, arm, split, protocol), dict(setting=setting, arm=arm, protocol=PROTOCOLS.get(protocol, protocol),
+        row = rows.setdefault((setting, arm, split, protocol), dict(setting=setting, arm=arm, protocol=PROTOCOLS[protocol],
                               split=_SPLITS.get(split, split), items=part.n.max(), seeds=len(part)))
         row |= dict(zip((when, f'{when}, low', f'{when}, high'), seeds_interval(part)))
     return list(rows.values())

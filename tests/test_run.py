@@ -15,7 +15,7 @@ from medpeft_study.config import RunConfig
 from medpeft_study.records import read_record
 from medpeft_study.study import OUTSIDE, run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384', tracking='tensorboard')
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384', tracking='tensorboard', probes='all')
 
 
 def papermill(root, reports, output=None, **params):
@@ -62,6 +62,18 @@ def test_metrics_follow_from_the_predictions(finished):
     assert sum(record['ranks'].values()) == 14 * (2 if method == 'adalora' else 8)
     assert record['model'].get('nonzero_rank') == (14 * 2 if method == 'adalora' else None)
     assert 0 < value['padding_share', 'padded-256'] < value['padding_share', 'padded-384'] < 1 and value['loss', 'padded-384'] > 0 < value['loss', 'unpadded']
+
+
+def test_probes_are_in_the_record_before_and_after(finished):
+    method, reports, _ = finished
+    record = read_record(reports / 'local' / 'records' / f'{run_name(dict(method=method, **TOY))}.json')
+    assert run_name(dict(method=method, **TOY)) == run_name(dict(method=method, **{k: v for k, v in TOY.items() if k != 'probes'}))
+    value = {(m['when'], m['protocol'], m['metric']): m['value'] for m in record['metrics'] if m['domain'] == 'all'}
+    for when in ('before', 'after'):
+        for protocol in ('text', 'text_norm', 'letter'): assert value[when, f'{protocol}-0-shot', 'accuracy'] == value[when, protocol, 'accuracy'] # all twelve rows
+        assert value[when, 'letter-rotated-0', 'accuracy'] == value[when, 'letter', 'accuracy'] and 0 <= value[when, 'letter-5-shot', 'accuracy'] <= 1
+        assert {f'{name} {when}' for name in ('few_shot', 'order', 'forgetting')} <= set(record['resources']['seconds'])
+    assert value['before', 'general', 'loss'] != value['after', 'general', 'loss']
 
 
 def test_tensorboard_has_the_numbers_of_the_record(finished):
