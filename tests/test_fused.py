@@ -60,8 +60,8 @@ from medpeft_study.adapters import attach
 from medpeft_study.backbones import load_backbone, load_tokenizer
 from medpeft_study.study import run_config
 
-generation.NEW_TOKENS = 4
-items = [dict(item_id=str(i), question='What is ' + 'x' * (3 * i + 1), choices=['Dry skin', 'Thin'], answer=0) for i in range(3)]
+generation.NEW_TOKENS = 3
+items = [dict(item_id=str(i), question='What is ' + 'x' * (3 * i + 1), choices=['Dry skin', 'Thin'], answer=0) for i in range(2)]
 for given in (dict(base_storage='packed'), dict(method='adalora', target_rank=2)):
     cfg = run_config(dict(profile='mini', backbone='toy-llama', device='cpu', rank=4) | given)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ for given in (dict(base_storage='packed'), dict(method='adalora', target_rank=2)
         if p.requires_grad: p.data += .3 * torch.randn_like(p)
     assert fused.can_fuse(model)
     said = generation.free_answers(model, tokenizer, items, cfg)
-    with patch.object(fused, 'triton', None): assert generation.free_answers(model, tokenizer, items, cfg) == said != [''] * 3
+    with patch.object(fused, 'triton', None): assert generation.free_answers(model, tokenizer, items, cfg) == said != ['', '']
 """
 
 
