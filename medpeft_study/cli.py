@@ -230,7 +230,7 @@ def harness(what: Annotated[list[str], typer.Argument(help='a run\'s id, or a da
     except (BackboneError, ConfigError, DataError, RecordError, SavingError) as e: refuse(str(e))
 
 # %% ../nbs/08d_cli.ipynb #09cb2d3b
-PAGES = ('report', 'bench_report', 'audit', 'claims', 'what_happens_when', 'index') # show what records say
+PAGES = ('report', 'bench_report', 'audit', 'samples', 'claims', 'what_happens_when', 'index') # show what records say
 
 
 def _each(commands: list): # of words after python; the first that fails ends with its status

@@ -215,12 +215,14 @@ def disagreements(records: list,              # complete
                   base: Optional[Path] = None, # a reports folder; None for the committed one
                   split: str = 'validation'   # which rows
                   ) -> list:                  # sentences, empty if all is well
-    "The losses and accuracies that do not follow from the predictions beside them"
+    "The losses, accuracies and scores of free answers that do not follow from the predictions beside them"
     wrong = []
     for r in records:
         for when, part in load_predictions(r['run_id'], base).query(f'split == {split!r}').groupby('when'):
-            found = dict(answer=part.nll.sum() / part.n_tokens.sum(), **{p: (part[p] == part.answer).mean() for p in ('text', 'text_norm', 'letter')})
-            for protocol, value in found.items():
-                held = metric_value(r, 'loss' if protocol == 'answer' else 'accuracy', when, protocol, split)['value']
-                if abs(held - value) > 1e-6: wrong.append(f"{r['run_id']}: {protocol} {when} training is {held:.6g} in the record and {value:.6g} by its predictions.")
+            found = {('loss', 'answer'): part.nll.sum() / part.n_tokens.sum(), **{('accuracy', p): (part[p] == part.answer).mean() for p in ('text', 'text_norm', 'letter')}}
+            said = {m['metric'] for m in r['metrics'] if (m['protocol'], m['split'], m['when']) == ('generated', split, when)}
+            found |= {(m, 'generated'): part[m].mean() if m in part else float('nan') for m in sorted(said)} # empty where there was no answer
+            for (metric, protocol), value in found.items():
+                held = metric_value(r, metric, when, protocol, split)['value']
+                if not abs(held - value) <= 1e-6: wrong.append(f"{r['run_id']}: {metric if protocol == 'generated' else protocol} {when} training is {held:.6g} in the record and {value:.6g} by its predictions.")
     return wrong

@@ -40,7 +40,7 @@ def run_figure(history: list, # entries of `train`, at least one
 
 # %% ../nbs/07_reporting.ipynb #161c6f26
 PROTOCOLS = dict(answer='answer tokens', sequence='all real tokens', padded='padded window',
-                 text='choice text', text_norm='choice text, per character', letter='letter', unpadded='all real tokens of the longest window')
+                 text='choice text', text_norm='choice text, per character', letter='letter', generated='free answer', unpadded='all real tokens of the longest window')
 
 
 def protocol_title(name: str # of a metric

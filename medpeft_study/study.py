@@ -18,6 +18,7 @@ from .backbones import BackboneError, resolve_backbone
 from .config import ConfigError, RunConfig, check_field, make_config, padded_windows, report_paths, run_id
 from .data import resolve_data
 from .effects import FIXED, audit_grids
+from .generation import check_generation
 from .methods import METHODS, PAPER_METHODS, TRIED, TUNED
 from .planning import MODES, choose_mode, free_memory, predict, with_mode
 from .probes import probe_names
@@ -32,7 +33,7 @@ def resolve(cfg: RunConfig # as given
     return resolve_adapter(resolve_backbone(resolve_data(cfg)))
 
 # %% ../nbs/08_study.ipynb #157f5553
-OUTSIDE = dict(mode='', study='', force=False, windows='', save_adapter=False, tracking='', probes='') # parameters of run.ipynb that are no fields, with their defaults
+OUTSIDE = dict(mode='', study='', force=False, windows='', generate=0, save_adapter=False, tracking='', probes='') # parameters of run.ipynb that are no fields, with their defaults
 
 
 def given_fields(params: dict # of run.ipynb
@@ -65,7 +66,9 @@ def run_config(params: dict # of run.ipynb
     study = params.get('study') or ''
     if study and study not in STUDIES: raise ConfigError(f'study = {study!r} is unknown; choose one of: {", ".join(STUDIES)}.')
     if cfg.method == 'prompt' and padded_windows(params.get('windows') or ''): raise ConfigError("windows are scored over the whole row, and that of method = 'prompt' begins with vectors that are no words: leave windows out.")
-    return resolve(with_mode(cfg, params['mode'], given) if params.get('mode') else cfg)
+    cfg = resolve(with_mode(cfg, params['mode'], given) if params.get('mode') else cfg)
+    check_generation(params.get('generate'), cfg)
+    return cfg
 
 
 def run_name(params: dict # of run.ipynb
@@ -132,7 +135,7 @@ STUDIES = {
         dict(prompt=('open',), seed=range(5), method=_METHODS), dict(method=('qlora',), lr=(5e-3,), seed=range(3)), dict(method=('adalora',), lr=(2e-3, 1e-2), seed=range(3)))),
     'rehearsal': StudySpec('the paper\'s four runs with random weights, on the embedded data', dict(
         profile='paper', weights='random', dataset='phenotype-qa', eval_rows=64, mode='fast'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),)),
-    'methods': StudySpec('every method at a learning rate that suits it', _MINI | dict(probes='all'), tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
+    'methods': StudySpec('every method at a learning rate that suits it', _MINI | dict(probes='all', generate=100), tuple(_of_method(m, lr=(lr,), seed=range(3)) for m, (lr, _) in TUNED.items())),
     'methods_rate': StudySpec('learning rates a method, to choose from', _MINI, tuple(_of_method(m, lr=rates) for m, rates in TRIED.items())),
     'paper': StudySpec('the paper\'s four runs', dict(profile='paper'), (dict(backbone=('llama3-8b', 'qwen2-7b'), method=_METHODS),))}
 

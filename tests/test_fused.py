@@ -50,3 +50,31 @@ def test_a_training_by_the_kernels():
         cut = [kernels['losses'][f'0.2 {micro}'] for micro in (6, 2)]
         assert cut[0] == pytest.approx(cut[1], abs=2e-5)
         assert cut[0] != pytest.approx(kernels['losses']['0.0 6'], abs=1e-3)
+
+
+ANSWERS = """
+import torch
+from unittest.mock import patch
+from medpeft_study import fused, generation
+from medpeft_study.adapters import attach
+from medpeft_study.backbones import load_backbone, load_tokenizer
+from medpeft_study.study import run_config
+
+generation.NEW_TOKENS = 3
+items = [dict(item_id=str(i), question='What is ' + 'x' * (3 * i + 1), choices=['Dry skin', 'Thin'], answer=0) for i in range(2)]
+for given in (dict(base_storage='packed'), dict(method='adalora', target_rank=2)):
+    cfg = run_config(dict(profile='mini', backbone='toy-llama', device='cpu', rank=4) | given)
+    torch.manual_seed(0)
+    model, tokenizer = attach(load_backbone(cfg)[0], cfg), load_tokenizer(cfg)
+    for p in model.parameters():
+        if p.requires_grad: p.data += .3 * torch.randn_like(p)
+    assert fused.can_fuse(model)
+    said = generation.free_answers(model, tokenizer, items, cfg)
+    with patch.object(fused, 'triton', None): assert generation.free_answers(model, tokenizer, items, cfg) == said != ['', '']
+"""
+
+
+def test_free_answers_by_the_kernels():
+    "Token by token, with keys and values kept, as PEFT's layers give them"
+    done = subprocess.run([sys.executable, '-c', ANSWERS], capture_output=True, text=True, env=os.environ | dict(TRITON_INTERPRET='1'))
+    assert done.returncode == 0, done.stderr

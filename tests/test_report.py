@@ -6,7 +6,10 @@ import subprocess
 import sys
 from hashlib import sha256
 
+import pandas as pd
 import pytest
+
+from medpeft_study.generation import generated_metrics
 
 
 def report(root, reports, expect=0, page='report'):
@@ -95,3 +98,22 @@ def test_without_a_bench_the_speed_page_says_what_makes_it(root, tmp_path):
     report(root, tmp_path, page='bench_report')
     page = (tmp_path / 'runs' / 'bench_report.ipynb').read_text()
     assert 'reports/bench/contenders.json` is not there: `python -m medpeft_study' in page and '0 files in tables and figures' in page
+
+
+def test_free_answers_are_shown_or_waited_for(root, tmp_path):
+    "The page of samples without an answer, and with one run that answered: its text is text, and its table is written"
+    report(root, tmp_path, page='samples')
+    page = (tmp_path / 'runs' / 'samples.ipynb').read_text()
+    assert 'No run holds free answers yet' in page and 'medpeft study methods' in page and '0 files in tables' in page
+    path = next(p for p in sorted((root / 'reports' / 'records').glob('qlora-smollm2-*.json')) if json.loads(p.read_text())['study'] == 'mini')
+    record, preds = json.loads(path.read_text()), pd.read_parquet(root / 'reports' / 'predictions' / f'{path.stem}.parquet')
+    asked = preds.groupby(['split', 'when']).cumcount() < 30
+    answers = pd.DataFrame(dict(generated=[f'<b>answer {i}</b>' for i in preds.index], exact_match=0., token_f1=.25, rouge_l=.5), preds.index)[asked]
+    record['metrics'] += [m for when, part in answers.groupby(preds.when) for m in generated_metrics(part, 'validation', when)]
+    for name in ('records', 'predictions'): (tmp_path / name).mkdir()
+    (tmp_path / 'records' / path.name).write_text(json.dumps(record))
+    preds.join(answers).to_parquet(tmp_path / 'predictions' / f'{path.stem}.parquet', index=False)
+    report(root, tmp_path, page='samples')
+    page = (tmp_path / 'runs' / 'samples.ipynb').read_text()
+    assert '&lt;b&gt;answer 0&lt;/b&gt;' in page and '<b>answer' not in page and '4 files in tables' in page
+    assert len(pd.read_csv(tmp_path / 'tables' / 'samples_scores.csv')) == 1

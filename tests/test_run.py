@@ -12,10 +12,11 @@ import pytest
 from fastcore.docments import docments
 
 from medpeft_study.config import RunConfig
+from medpeft_study.generation import MEASURES
 from medpeft_study.records import read_record
 from medpeft_study.study import OUTSIDE, run_name
 
-TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384', tracking='tensorboard', probes='all')
+TOY = dict(backbone='toy-llama', device='cpu', rank=8, target_rank=2, max_steps=4, eval_rows=12, lr=2e-2, mode='auto', windows='256,384', generate=6, tracking='tensorboard', probes='all')
 
 
 def papermill(root, reports, output=None, **params):
@@ -61,6 +62,11 @@ def test_metrics_follow_from_the_predictions(finished):
     assert value['reported_loss', 'answer'] - value['loss', 'answer'] > (0.2 if method == 'adalora' else -0.2) # the penalty inside
     assert sum(record['ranks'].values()) == 14 * (2 if method == 'adalora' else 8)
     assert record['model'].get('nonzero_rank') == (14 * 2 if method == 'adalora' else None)
+    answered = predictions.query('generated.notna()')
+    assert answered.item_id.tolist() == predictions.item_id[:6].tolist() # the first rows, and no other
+    for measure in MEASURES: assert value[measure, 'generated'] == pytest.approx(answered[measure].mean())
+    assert {m['n'] for m in record['metrics'] if m['protocol'] == 'generated'} == {6}
+    assert {f'generation {when}' for when in ('before', 'after')} < set(record['resources']['seconds'])
     assert 0 < value['padding_share', 'padded-256'] < value['padding_share', 'padded-384'] < 1 and value['loss', 'padded-384'] > 0 < value['loss', 'unpadded']
 
 
