@@ -54,7 +54,7 @@ def probe_rows(frame: pd.DataFrame # of `probe_frame`
             rows.append(dict(setting=setting, arm=arm, **{k: after[k].mean() for k in QUANTITIES}, general_before=before.general.mean(), general_sd=spread, seeds=len(after)))
     return rows
 
-
+# %% ../nbs/07o_probe_table.ipynb #8d3b49e0
 def table_probes(frame: pd.DataFrame # of `probe_frame`, not empty
                  ) -> Table:
     "Table 8: general text, solved examples and the order of choices"
