@@ -176,7 +176,7 @@ def test_a_run_is_not_begun_beside_another_process(tmp_path, monkeypatch):
 def test_the_stop_button_of_jupyterlab(root, tmp_path, monkeypatch):
     "The notebook in a kernel, interrupted while it trains, then run again from the top in the same kernel"
     monkeypatch.chdir(root)
-    params = dict(TOY, method='adalora')
+    params = dict(TOY, method='adalora', probes='order')
     cells = [c.source for c in nbformat.read('nbs/run.ipynb', 4).cells if c.cell_type == 'code']
     cells[2:2] = ['\n'.join(f'{k} = {v!r}' for k, v in params.items())]
     manager, client = start_new_kernel(env=os.environ | dict(MEDPEFT_REPORTS=str(tmp_path)))
@@ -193,10 +193,12 @@ def test_the_stop_button_of_jupyterlab(root, tmp_path, monkeypatch):
         record = read_record(path)
         assert record['status'] == 'failed' and record['error'].startswith('KeyboardInterrupt: stopped after step')
         shown.clear()
+        client.execute_interactive("from medpeft_study.probes import PROBES; asked = PROBES['order']; PROBES['order'] = lambda *args: asked(*args) if args[-1] == 'after' else 1 / 0") # what was asked before training is on the disk
         assert run_all() is None, shown
         assert 'Goes on after step' in ''.join(shown)
         record = read_record(path)
         assert record['status'] == 'complete' and len(record['history']) == 10 and len(record['provenance']['taken_up']) == 1
+        assert {m['when'] for m in record['metrics'] if m['metric'] == 'circular_accuracy'} == {'before', 'after'}
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
