@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'MOST', 'STYLE', 'answered', 'samples_missing', 'score_rows', 'ends', 'scores_table', 'sample_numbers',
-           'side_by_side', 'group_title', 'held_answers', 'answers_frame', 'plain', 'answer_rows', 'item_article',
-           'samples_html', 'write_samples']
+           'side_by_side', 'group_title', 'held_answers', 'answers_frame', 'plain', 'answer_rows', 'printable',
+           'item_article', 'samples_html', 'write_samples']
 
-# %% ../nbs/08k_answers.ipynb #2fa95f33
+# %% ../nbs/08k_answers.ipynb #a37c4b29
 import html
 from pathlib import Path
 from typing import Optional
@@ -27,7 +27,7 @@ from .records import RecordError
 from .study import STUDIES
 from .tables import Column, Table, seeds_interval, write_table
 
-# %% ../nbs/08k_answers.ipynb #73f276b1
+# %% ../nbs/08k_answers.ipynb #bfca3f22
 PREFIX = 'samples_' # of the page's files in reports/tables
 _STUDY = 'methods'  # that asks every method for answers
 
@@ -46,7 +46,7 @@ def samples_missing(records: list # complete
     missing = [p for p in STUDIES[_STUDY].runs if (p['method'], p['seed']) not in there]
     return said_missing(missing, len(STUDIES[_STUDY].runs), _STUDY, f'the study `{_STUDY}`, with free answers,')
 
-# %% ../nbs/08k_answers.ipynb #b2af0c60
+# %% ../nbs/08k_answers.ipynb #a89e7ef7
 _WHEN = ('before', 'after')
 
 
@@ -63,9 +63,11 @@ def score_rows(records: list # complete
     return sorted(rows.values(), key=lambda row: [*METHODS].index(row['method']))
 
 
-def ends(metric, when): return [f'{metric}, {when}{end}' for end in ('', ', low', ', high')] # columns of `score_rows`
+def ends(metric: str, when: str) -> list:
+    "The columns of `score_rows` that hold a mean and its interval"
+    return [f'{metric}, {when}{end}' for end in ('', ', low', ', high')]
 
-# %% ../nbs/08k_answers.ipynb #449e55d1
+# %% ../nbs/08k_answers.ipynb #0c26464d
 def scores_table(records: list # complete; some with free answers
                  ) -> Table:
     "Exact match, token F1 and ROUGE-L of every arm, before and after training"
@@ -78,7 +80,7 @@ def scores_table(records: list # complete; some with free answers
     frame = pd.DataFrame([{k: v for k, v in row.items() if k not in ('method', 'runs')} for row in score_rows(records)], dtype=object)
     return Table(f'{PREFIX}scores', 'S1', 'Free answers on the validation rows', frame, columns, notes, 'setting')
 
-# %% ../nbs/08k_answers.ipynb #3172d134
+# %% ../nbs/08k_answers.ipynb #709498d7
 def sample_numbers(records: list # complete
                    ) -> dict:    # name -> value, interval, seeds, runs
     "Every number of the page that prose may quote"
@@ -86,7 +88,7 @@ def sample_numbers(records: list # complete
     return {f"samples/{_slug(row['setting'])}/{_slug(row['arm'])}/{metric}/{when}": dict(zip(('value', 'low', 'high'), [tidy(row[k]) for k in ends(metric, when)]), seeds=row['seeds'], runs=row['runs'])
             for row in score_rows(records) for metric in MEASURES for when in _WHEN}
 
-# %% ../nbs/08k_answers.ipynb #602d47d1
+# %% ../nbs/08k_answers.ipynb #b9822b7f
 MOST = 16 # items that are shown, of a dataset with more domains
 
 
@@ -118,7 +120,7 @@ def held_answers(run_id: str, base: Optional[Path] = None) -> pd.DataFrame: # ro
     if missing := [c for c in ('generated', *MEASURES) if c not in preds]: raise RecordError(f'{run_id}.parquet has no column {", ".join(missing)}, and its record says that it answered: run it again with -p force True.')
     return preds[(preds.split == 'validation') & preds.generated.notna()]
 
-# %% ../nbs/08k_answers.ipynb #a772260a
+# %% ../nbs/08k_answers.ipynb #b2354c7c
 def answers_frame(runs: dict,                 # of `side_by_side`
                   base: Optional[Path] = None # a reports folder; None for the committed one
                   ) -> pd.DataFrame:          # item_id, domain, answer, when, name, generated, measures; items and names in order
@@ -129,7 +131,7 @@ def answers_frame(runs: dict,                 # of `side_by_side`
     place = {item: i for i, item in enumerate(items)}
     return rows.iloc[rows.item_id.map(place).argsort(kind='stable')][['item_id', 'domain', 'answer', 'when', 'name', 'generated', *MEASURES]].reset_index(drop=True)
 
-# %% ../nbs/08k_answers.ipynb #4f22a8b7
+# %% ../nbs/08k_answers.ipynb #b7997430
 STYLE = '''
 .study-samples article { margin: 2em 0; }
 .study-samples dl { display: grid; grid-template-columns: max-content 1fr; gap: .2em .8em; margin: .4em 0 .8em; }
@@ -144,7 +146,7 @@ STYLE = '''
 .study-samples :is(th, td):last-child:not([colspan]) { width: 4.5em; text-align: right; overflow-wrap: normal; }
 '''
 
-# %% ../nbs/08k_answers.ipynb #e36a117d
+# %% ../nbs/08k_answers.ipynb #182dd213
 def plain(text: str) -> str: # for HTML; control characters are shown, lines kept
     "A model's text as a page may hold it"
     return html.escape(''.join(c if c.isprintable() or c == '\n' else '�' for c in text))
@@ -159,13 +161,20 @@ def answer_rows(part: pd.DataFrame # of `answers_frame`, one item and time
         rows.append(f"<tr><th scope='row'>{html.escape(', '.join(group.name))}</th><td>{plain(said) or '<i>nothing</i>'}</td><td>{worth}</td></tr>")
     return rows
 
-# %% ../nbs/08k_answers.ipynb #3ec55e24
+# %% ../nbs/08k_answers.ipynb #7cd5f964
+def printable(config: dict # of a record
+              ) -> dict:   # item id -> row; empty where they are not to be printed, or not here
+    "The items of a run in words, where they may be passed on"
+    spec = DATASETS.get(config['dataset'])
+    return texts(config) if spec and spec.build and not config['dataset_path'] else {}
+
+
 def item_article(part: pd.DataFrame,  # of `answers_frame`, one item
-                 item: Optional[dict] # of `texts`; None where the text is not here
+                 item: Optional[dict] # of `printable`; None where the text is not to be printed
                  ) -> str:            # HTML
     "A question, its right answer, and what every run said"
     first = part.iloc[0]
-    told = (item['question'], answer_text(item, 'open')) if item else ('The text of this item is not on this machine.', f'choice {first.answer + 1}')
+    told = (item['question'], answer_text(item, 'open')) if item else ('The text of this item is not printed here.', f'choice {first.answer + 1}')
     name = f'sample-{_slug(first.item_id)}'
     groups = ''.join(f"<tbody><tr><th scope='rowgroup' colspan='3'>{when.capitalize()} training</th></tr>{''.join(answer_rows(part[part.when == when]))}</tbody>" for when in _WHEN)
     return (f"<article aria-labelledby='{name}'><h4 id='{name}'>{html.escape(first.domain)}, {html.escape(first.item_id)}</h4>"
@@ -178,12 +187,12 @@ def samples_html(runs: dict,                 # of `side_by_side`
                  ) -> str:                   # HTML, without colours of its own
     "The items of one backbone and dataset"
     first = next(iter(runs.values()))
-    frame, words = answers_frame(runs, base), texts(first['config'])
+    frame, words = answers_frame(runs, base), printable(first['config'])
     articles = ''.join(item_article(part, words.get(item)) for item, part in frame.groupby('item_id', sort=False))
     source = ' '.join(filter(None, (first['data'].get('citation'), first['data'].get('licence'))))
     return f"<style>{STYLE}</style><div class='study-samples'>{articles}<p><small>Items: {plain(source)}</small></p></div>"
 
-# %% ../nbs/08k_answers.ipynb #5c87aa7e
+# %% ../nbs/08k_answers.ipynb #6e6a66a8
 def write_samples(table: Optional[Table], # of `scores_table`; None where no run answered
                   base: Path              # the reports folder
                   ) -> list:              # paths written; older files of the page are removed
