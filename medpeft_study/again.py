@@ -63,7 +63,7 @@ def compare_records(then: dict, # complete
     "How far a repetition is from the run that it repeats"
     if then['data']['fingerprints'] != now['data']['fingerprints']: raise RecordError(f"{then['run_id']} made again saw other rows: the fingerprints of its data differ.")
     one, two = _numbers(then), _numbers(now)
-    if one.keys() != two.keys(): raise RecordError(f"{then['run_id']} made again has other metrics: {', '.join(' '.join(k) for k in sorted(one.keys() ^ two.keys()))}.")
+    if lacks := one.keys() - two.keys(): raise RecordError(f"{then['run_id']} made again lacks metrics: {', '.join(' '.join(k) for k in sorted(lacks))}.") # more are welcome: a run can be asked further questions
     largest = {metric: max(abs(one[k] - two[k]) for k in one if k[-1] == metric) for metric in sorted({k[-1] for k in one})}
     packages = {k: [v, now['provenance']['packages'].get(k)] for k, v in then['provenance']['packages'].items() if k != 'medpeft_study' and v != now['provenance']['packages'].get(k)}
     return dict(
@@ -73,13 +73,16 @@ def compare_records(then: dict, # complete
         packages=packages, **{f'{name}_{when}': r[a][b] for name, (a, b) in dict(device=('resources', 'device'), commit=('provenance', 'commit'), finished=('provenance', 'finished')).items() for when, r in (('then', then), ('now', now))})
 
 # %% ../nbs/08h_again.ipynb #4ff0258c
-def make_again(record: dict # complete
-               ) -> dict:   # the record of the repetition; `RecordError` if it does not come to its end
+def make_again(record: dict,                 # complete
+               made: Optional[Path] = None   # folder of records, where that was done elsewhere
+               ) -> dict:                    # the record of the repetition; `RecordError` if it does not come to its end
     "Make a finished run once more, in a scratch folder"
-    name, files, said = made_elsewhere(record_params(record))
-    path = next((p for p in files if Path(p).name == f'{name}.json' and Path(p).parent.name == 'records'), None)
-    if said or not path: raise RecordError(f"{record['run_id']} could not be made again: {said or 'it left no record.'}")
-    again = validate_record(migrate(parse_record(files[path]), name), name)
+    if made: again = read_record(made / f"{record['run_id']}.json")
+    else:
+        name, files, said = made_elsewhere(record_params(record))
+        path = next((p for p in files if Path(p).name == f'{name}.json' and Path(p).parent.name == 'records'), None)
+        if said or not path: raise RecordError(f"{record['run_id']} could not be made again: {said or 'it left no record.'}")
+        again = validate_record(migrate(parse_record(files[path]), name), name)
     if again['status'] != 'complete': raise RecordError(f"{record['run_id']} could not be made again: {again['error']}")
     return again
 
@@ -109,19 +112,20 @@ def again_table(bench: dict # of `load_bench`, with reproduced
                                                                          devices=p['device_then'] if p['device_then'] == p['device_now'] else f"{p['device_then']} → {p['device_now']}") for p in bench['reproduced']['points']]
     frame = pd.DataFrame(rows)[['run_id', 'study', 'devices', 'commits', 'largest_loss', 'largest_reported_loss', 'largest_accuracy', 'training', 'ranks', 'matrices', 'verdict']]
     apart = 'at most apart'
-    columns = (Column('run', {'run_id': '{}'}), Column('commit', {'commits': '{}'}), Column('loss', {'largest_loss': '{:.2g}'}, apart),
+    columns = (Column('run', {'run_id': '{}'}), Column('device', {'devices': '{}'}), Column('commit', {'commits': '{}'}), Column('loss', {'largest_loss': '{:.2g}'}, apart),
                Column('accuracy, points', {'largest_accuracy': lambda x: f'{100 * x:.2g}'}, apart), Column('a step\'s loss', {'training': '{:.2g}'}, apart), Column('other ranks', {'ranks': '{}', 'matrices': ' of {}'}), Column('tolerance', {'verdict': '{}'}))
     differ = sorted({f'{k} {a} → {b}' for p in bench['reproduced']['points'] for k, (a, b) in p['packages'].items()})
     return Table(PREFIX + 'again', 'A15', 'Runs made once more by their own command', frame, columns,
-                 (f"Losses in nats: of every metric over all items, before and after training, and of every training step. Other ranks: matrices that ended with another rank. Tolerance: {TOLERANCE['loss']} nats and {100 * TOLERANCE['accuracy']:g} points, the smallest effects of interest.", f"Device: {', '.join(dict.fromkeys(frame.devices))}. Packages that differ: {', '.join(differ) if differ else 'none'}."))
+                 (f"Losses in nats: of every metric over all items, before and after training, and of every training step. Other ranks: matrices that ended with another rank. Tolerance: {TOLERANCE['loss']} nats and {100 * TOLERANCE['accuracy']:g} points, the smallest effects of interest.", f"Packages that differ: {', '.join(differ) if differ else 'none'}."))
 
 
 def again_verdict(bench: dict # of `load_bench`, with reproduced
                   ) -> str:   # Markdown
     "Whether runs repeat themselves"
     points = bench['reproduced']['points']
+    other = sum(p['device_then'] != p['device_now'] for p in points)
     within, equal = sum(p['within'] for p in points), sum(not any(p['largest'].values()) and not p['training'] for p in points)
-    return f"- {within} of {len(points)} runs made again came out within the tolerance, {equal} with equal numbers throughout: **{'they repeat' if within == len(points) else 'not all repeat'}**."
+    return f"- {within} of {len(points)} runs made again came out within the tolerance, {equal} with equal numbers throughout{f'; {other} were made again on another model of GPU' if other else ''}: **{'they repeat' if within == len(points) else 'not all repeat'}**."
 
 # %% ../nbs/08h_again.ipynb #a43b0c3b
 app = typer.Typer(add_completion=False)
@@ -129,14 +133,15 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(names: Annotated[list[str], typer.Argument(metavar='RUN_ID...', help='finished runs')],
-         out: Annotated[Optional[Path], typer.Option(help='JSON file; left out: reports/bench/reproduced.json')] = None):
+         out: Annotated[Optional[Path], typer.Option(help='JSON file; left out: reports/bench/reproduced.json')] = None,
+         made: Annotated[Optional[Path], typer.Option(help='folder of records that were made again elsewhere; left out: they are made here')] = None):
     "Make finished runs once more and compare.  Example: python -m medpeft_study.again qlora-smollm2-135m-085e35c4"
     out, far = out or records_base() / 'bench' / 'reproduced.json', []
     try:
         records = [find_record(name) for name in names]
-        for r in records: record_params(r) # before the first is made
+        for r in records if not made else (): record_params(r) # before the first is made
         for r in records:
-            found = compare_records(r, make_again(r))
+            found = compare_records(r, make_again(r, made))
             keep(found, out)
             typer.echo(told(found))
             far += [] if found['within'] else [found['run_id']]

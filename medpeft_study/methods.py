@@ -275,11 +275,9 @@ TRIED = {**dict.fromkeys(('lora', 'dora', 'eva', 'loftq'), (1e-3, 2e-3, 5e-3, 1e
          **dict.fromkeys(('rslora', 'loraplus'), (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)),     # which step eight times and sixteen times as far
          **dict.fromkeys(('pissa', 'olora', 'corda'), (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)), # whose A and B are large from the start
          'vera': (4e-3, 1e-2, 3e-2, 1e-1), 'ia3': (3e-3, 1e-2, 3e-2, 1e-1), 'full': (2e-5, 5e-5, 1e-4, 3e-4, 1e-3), 'prompt': (1e-2, 3e-2, 1e-1, 3e-1)}
-_SWEPT = 'the best in methods_rate'
 TUNED = { # method -> (peak learning rate, where it is from)
     'qlora': (5e-3, 'the best of seven in the audit'), 'adalora': (1e-2, 'the best of seven in the audit, the largest of them'),
-    **{m: (lr, _SWEPT) for m, lr in dict(lora=5e-3, dora=5e-3, eva=2e-3, loftq=2e-3, rslora=1e-3, loraplus=1e-3, pissa=5e-4, olora=5e-4, corda=2e-4, vera=3e-2, full=3e-4, prompt=1e-1).items()},
-    'ia3': (3e-3, 'Liu et al. 2022, not swept yet')}
+    **{m: (lr, 'the best in methods_rate') for m, lr in dict(lora=5e-3, dora=5e-3, eva=2e-3, loftq=2e-3, rslora=1e-3, loraplus=1e-3, pissa=5e-4, olora=5e-4, corda=2e-4, vera=3e-2, ia3=3e-2, full=3e-4, prompt=1e-1).items()}}
 
 # %% ../nbs/02a_methods.ipynb #09bc9045
 def method_table(backbone: str = 'smollm2-135m' # a key of `BACKBONES` with an architecture

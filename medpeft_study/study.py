@@ -141,14 +141,14 @@ STUDIES = {
 
 # %% ../nbs/08_study.ipynb #9daa5e47
 def best_rates(records: list # complete
-               ) -> dict:    # method -> (learning rate, validation loss, whether it is the smallest or the largest that was tried)
-    "Of the study `methods_rate`: the rate with the least validation loss"
+               ) -> dict:    # method -> (learning rate, validation loss, whether it is the smallest or the largest that was run)
+    "Of the study `methods_rate`: the rate with the least validation loss, each by its first seed, which the study `methods` may have made again"
     from medpeft_study.reporting import metric_value # as above
     found = {}
     for r in records:
-        if r['study'] == 'methods_rate': found.setdefault(r['config']['method'], {})[r['config']['lr']] = metric_value(r, 'loss', 'after')['value']
+        if r['study'] in ('methods_rate', 'methods') and r['config']['method'] in TRIED and r['config']['seed'] == 0: found.setdefault(r['config']['method'], {})[r['config']['lr']] = metric_value(r, 'loss', 'after')['value']
     best = {m: min(losses, key=losses.get) for m, losses in found.items()}
-    return {m: (lr, found[m][lr], lr in (min(TRIED[m]), max(TRIED[m]))) for m, lr in best.items()}
+    return {m: (lr, found[m][lr], lr in (min(found[m]), max(found[m]))) for m, lr in best.items()}
 
 # %% ../nbs/08_study.ipynb #dd515374
 def papermill_args(params: dict # of run.ipynb
