@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import served
 from playwright.sync_api import expect
 
-from medpeft_study.explorer_data import explorer_data, write_explorer
+from medpeft_study.explorer_data import explorer_data, explorer_records, write_explorer
 from medpeft_study.frames import load_records
 
 BLUE, ORANGE = '#0173b2', '#de8f05'
@@ -246,4 +246,4 @@ def test_the_committed_records_make_a_page(visit, folder, address):
     html = (folder / 'index.html').read_text(encoding='utf-8').replace('assets/runs.js', 'real/runs.js')
     (folder / 'real.html').write_text(html, encoding='utf-8')
     page = visit(url=address.replace('index', 'real'))
-    expect(live(page)).to_contain_text(f'of {len(load_records())} runs shown')
+    expect(live(page)).to_contain_text(f'of {len(explorer_records())} runs shown')
