@@ -10,6 +10,7 @@ __all__ = ['app', 'PAGES', 'run_ids', 'run', 'study', 'tune', 'planned', 'plan',
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
@@ -230,19 +231,23 @@ def harness(what: Annotated[list[str], typer.Argument(help='a run\'s id, or a da
     except (BackboneError, ConfigError, DataError, RecordError, SavingError) as e: refuse(str(e))
 
 # %% ../nbs/08d_cli.ipynb #09cb2d3b
-PAGES = ('report', 'bench_report', 'audit', 'samples', 'claims', 'what_happens_when', 'index') # show what records say
+PAGES = ('report',), ('audit', 'what_happens_when'), ('bench_report', 'samples', 'claims', 'index') # show what records say; the first writes what the others, side by side, quote
 
 
-def _each(commands: list): # of words after python; the first that fails ends with its status
-    for words in commands:
-        if code := subprocess.call([sys.executable, *words], cwd=project_root()): raise typer.Exit(code)
+def _each(*steps): # lists of commands that run side by side, as words after python; the first step with one that fails ends with its status
+    for commands in steps:
+        with ThreadPoolExecutor(len(commands)) as pool: codes = list(pool.map(lambda words: subprocess.call([sys.executable, *words], cwd=project_root()), commands))
+        if code := next(filter(None, codes), 0): raise typer.Exit(code)
+
+
+def _made(pages): return ['-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', *(f'nbs/{page}.ipynb' for page in pages)]
 
 
 @app.command()
 def report():
     "Make tables, figures, claims and their pages from the records.  Example: medpeft report"
-    _each([['-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', *(f'nbs/{page}.ipynb' for page in PAGES)],
-           ['-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()'], ['-m', 'medpeft_study.site', 'readme']])
+    first, *others = map(_made, PAGES)
+    _each([first], others, [['-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()']], [['-m', 'medpeft_study.site', 'readme']])
 
 
 @app.command()

@@ -20,9 +20,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
+import fastjsonschema
 import jsonschema
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -70,6 +72,17 @@ SCHEMAS = dict(
     failed=_object(_ALWAYS | dict(error=_TEXT), dict(error_items=_TEXTS, warnings=_TEXTS), additionalProperties=False))
 
 
+# %% ../nbs/06_records.ipynb #2acd0836
+@lru_cache
+def _compiled(schema: str): return fastjsonschema.compile(json.loads(schema), use_default=False)
+
+
+def _is_sound(record): # of a known status
+    try: _compiled(json.dumps(SCHEMAS[record['status']]))(record)
+    except fastjsonschema.JsonSchemaValueException: return False
+    return True
+
+
 def validate_record(record: dict,       # as read from JSON
                     name: str = 'record' # for the message
                     ) -> dict:          # the record; `RecordError` naming the field
@@ -79,6 +92,7 @@ def validate_record(record: dict,       # as read from JSON
     if type(record['schema']) is not int or record['schema'] != SCHEMA_VERSION:
         raise RecordError(f"{name} has schema {shown(record['schema'])}, this version reads {SCHEMA_VERSION}: use the version of medpeft_study that wrote it.")
     if record.get('status') not in list(SCHEMAS): raise RecordError(f"{name}: status {shown(record.get('status'))} is neither complete nor failed.")
+    if _is_sound(record): return record
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMAS[record['status']]).iter_errors(record))
     if error: raise RecordError(f"{name}: {shown('.'.join(map(str, error.absolute_path)))[1:-1] or 'top level'}: {' '.join(error.message.split())[:200]}.")
     return record
