@@ -12,6 +12,7 @@ __all__ = ['CONFIRMED', 'REFUTED', 'NOT_SUPPORTED', 'NOT_TESTABLE', 'PAPER_BACKB
 
 # %% ../nbs/07f_checks.ipynb #4f3cf978
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -76,8 +77,9 @@ class Evidence:
         found = [self.runs(ours, arm, **wanted) for arm in ('QLoRA', 'AdaLoRA')]
         return tuple(found) if all(found) and set(by_seed(found[0])) & set(by_seed(found[1])) else ()
 
-    def backbones(self, ours: bool) -> list: # names, of those with both arms
-        return [b for b in sorted({r['config']['backbone'] for r in self.runs(ours)}) if self.pair(ours, backbone=b)]
+    def backbones(self, ours: bool) -> list: # names, of those with both arms; first the one with most runs
+        runs = Counter(r['config']['backbone'] for r in self.runs(ours))
+        return [b for b in sorted(runs, key=lambda b: (-runs[b], b)) if self.pair(ours, backbone=b)]
 
 # %% ../nbs/07f_checks.ipynb #da149dfc
 PAPER_BACKBONES = list(SPECIFICATIONS.index)
