@@ -125,7 +125,7 @@ def calibration_frame(records: list,              # complete
 def table_calibration(records: list,              # complete
                       base: Optional[Path] = None # reports folder
                       ) -> Table:
-    "Table 7: calibration by protocol, as it is and after temperature scaling"
+    "Table C1: calibration by protocol, as it is and after temperature scaling"
     frame = calibration_frame(records, base)
     mean = frame.groupby(['setting', 'arm', 'protocol'], sort=False).agg(**{k: (k, 'mean') for k in frame.columns[5:]}, seeds=('run_id', 'size')).reset_index()
     mean['protocol'] = mean.protocol.map(PROTOCOLS)
@@ -138,7 +138,7 @@ def table_calibration(records: list,              # complete
              'Confidence: probability of the likeliest choice, from the log-likelihoods of the choices of an item. Nats: of the right choice among them.',
              'Scaled: log-likelihoods over a temperature that was fitted on one half of the validation rows and is judged on the other, and the other way round; it changes no answer. Geometric mean of the temperatures of both halves; 148.4 is the end of the range.',
              'Before training: the backbone of the setting\'s first run.')
-    return Table('table7_calibration', 7, 'Calibration on the validation rows', mean.astype(object), columns, notes, 'setting')
+    return Table('table_calibration', 'C1', 'Calibration on the validation rows', mean.astype(object), columns, notes, 'setting')
 
 # %% ../nbs/07n_calibration.ipynb #0581190f
 FEWEST = 20 # items of a bin that is drawn

@@ -51,7 +51,7 @@ _READ = dict(equivalent='the same') # other readings are words already
 
 def table_methods(rows: list # of `method_rows`, not empty
                   ) -> Table:
-    "Table 9: every method at its rate"
+    "Table M1: every method at its rate"
     names = ['title', 'bits', 'lr', 'trainable', 'share', 'loss', 'loss_sd', 'effect', 'low', 'high', 'reading', 'text', 'text_sd', 'seconds', 'memory', 'seeds']
     frame = pd.DataFrame(rows).reindex(columns=names).assign(reading=lambda f: f.reading.map(lambda r: _READ.get(r, r), na_action='ignore')).astype(object)
     percent = lambda v: f'{100 * v:.1f}'
@@ -59,7 +59,7 @@ def table_methods(rows: list # of `method_rows`, not empty
                Column('validation', {'loss': '{:.3f}', 'loss_sd': ' ± {:.3f}'}, 'Loss, nats a token'), Column('against QLoRA', {'effect': '{:+.3f}', 'low': ' [{:+.3f}, ', 'high': '{:+.3f}]'}, 'Loss, nats a token', ''), Column('which is', {'reading': '{}'}, 'Loss, nats a token', ''),
                Column('Accuracy by choice text, %', {'text': percent, 'text_sd': lambda v: f' ± {100 * v:.1f}'}), Column('Training, s', {'seconds': '{:.0f}'}), Column('Peak memory, GiB', {'memory': '{:.1f}'}), Column('Seeds', {'seeds': '{}'}))
     devices = ', '.join(sorted({d for row in rows for d in row['devices']}))
-    return Table('table9_methods', 9, 'Every method at a learning rate that suits it', frame, columns, (
+    return Table('table_methods', 'M1', 'Every method at a learning rate that suits it', frame, columns, (
         'Mean over seeds ± sample standard deviation, the smallest loss first. Trained: numbers that the optimizer changes, for AdaLoRA before pruning.',
         f"Against QLoRA: paired by seed, in brackets 95 % intervals over seeds and items, read against {SMALLEST['loss']} nats.",
         'Learning rates: the best of four or five, by one seed, on the rows that are scored here; the paper\'s two methods: the best of seven in the audit.',

@@ -67,7 +67,7 @@ def fewer_notes(rows: pd.DataFrame # of `probe_rows`
 # %% ../nbs/07o_probe_table.ipynb #52571196
 def table_probes(frame: pd.DataFrame # of `probe_frame`, not empty
                  ) -> Table:
-    "Table 8: general text, solved examples and the order of choices"
+    "Table M2: general text, solved examples and the order of choices"
     rows = pd.DataFrame(probe_rows(frame), columns=['setting', 'arm', 'general_before', *QUANTITIES, 'general_sd', 'seeds'], dtype=object)
     percent, shots, order = (lambda v: f'{100 * v:.1f}'), 'Accuracy, %, by number of examples', 'Order of choices, by letter'
     columns = (Column('Arm', {'arm': '{}'}), Column('General text, nats a token', {'general_before': '{:.3f}', 'general': ' → {:.3f}', 'general_sd': ' ± {:.3f}'}),
@@ -83,7 +83,7 @@ def table_probes(frame: pd.DataFrame # of `probe_frame`, not empty
              *known(False, 'Standard error of a share of one run over items: at most {:.1%}.'),
              'Order: the choices are rotated through up to four places. Right in all: the right answer in every rotation (guessing: 0.4 % with four choices). Answer changes: not the same content in all. Recall deviation: standard deviation over letters of the share found where that letter is right.',
              'Before training: the backbone of the setting\'s first run; a dash where a run was not asked.')
-    return Table('table8_probes', 8, 'General text, solved examples and the order of choices', rows, columns, notes, 'setting')
+    return Table('table_probes', 'M2', 'General text, solved examples and the order of choices', rows, columns, notes, 'setting')
 
 # %% ../nbs/07o_probe_table.ipynb #f36c5b80
 NOT_PROBED = 'No run of the report was asked these questions: `-p probes all` asks them in a run, `medpeft study methods` in those of every method.'
@@ -101,7 +101,8 @@ def probe_verdict(frame: pd.DataFrame # of `probe_frame`
         if len(rise) > 1: lines.append(f'- {setting}: the loss on general text changes by {rise.iloc[0]:+.3f} nats with {said(rise.index[0])}, the least, and by {rise.iloc[-1]:+.3f} with {said(rise.index[-1])}, the most.')
         elif len(rise): lines.append(f'- {setting}: the loss on general text changes by {rise.iloc[0]:+.3f} nats with {said(rise.index[0])}.')
         best = mean['circular']['after'].dropna().sort_values(kind='stable')
-        if len(best): lines.append(f"- {setting}: in every order of the choices {best.index[-1]} is right most often, {best.iloc[-1]:.1%} of the items.")
+        if len(best) and best.iloc[-1]: lines.append(f"- {setting}: in every order of the choices {best.index[-1]} is right most often, {best.iloc[-1]:.1%} of the items.")
+        elif len(best): lines.append(f'- {setting}: no method finds the right answer to any item in every order of the choices.')
     return '\n'.join(lines)
 
 
