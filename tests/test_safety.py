@@ -235,7 +235,7 @@ def test_the_explorer_holds_tricks_as_text(tmp_path, evil_records, root):
     base = tmp_path / 'reports'
     (base / 'records').mkdir(parents=True)
     for r in evil_records: (base / 'records' / f"{r['run_id']}.json").write_text(json.dumps(r))
-    with patch.object(explorer_data, 'load_records', lambda base: evil_records): write_explorer(tmp_path / 'page', base)
+    with patch.object(explorer_data, 'load_records', lambda base, also: evil_records): write_explorer(tmp_path / 'page', base)
     text = (tmp_path / 'page' / 'runs.js').read_text()
     assert '<' not in text and 'script>alert(1)' in text
     assert json.loads(text.removeprefix('window.RUNS = ').removesuffix(';\n'))['runs']
