@@ -14,7 +14,7 @@ run: .venv/.installed ## one recorded run in minutes; make run method=qlora ARGS
 test: export OMP_NUM_THREADS = 1
 test: .venv/.installed ## every notebook, then every test across notebooks
 	$(BIN)/nbdev_test --do_print
-	$(BIN)/pytest tests -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.installed ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -18,6 +18,14 @@ from medpeft_study.config import make_config, project_root
 from medpeft_study.prompts import Encoded
 
 
+LONG = ('test_processes', 'test_engine', 'test_resume', 'test_site', 'test_report', 'test_reproducible', 'test_run', 'test_bench') # files that take minutes
+
+
+def pytest_collection_modifyitems(items):
+    "Begin with the files that take longest, so that none is left to one worker at the end"
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope='session')
 def root(): return project_root()
 
