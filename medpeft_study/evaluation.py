@@ -130,7 +130,7 @@ def score_with(model: nn.Module, trees: list, pad_id: int) -> list: # `score_tre
     model.train(training)
     return scored
 
-
+# %% ../nbs/05_evaluation.ipynb #93042423
 def predict(model: nn.Module, # backbone with or without adapter
             tokenizer,        # the backbone's
             items,            # rows: item_id, domain, question, choices, answer

@@ -73,7 +73,7 @@ def _as_loaded(model): # what a case that recomputed has left is undone
     if model.is_gradient_checkpointing: model.gradient_checkpointing_disable(); model.disable_input_require_grads()
     return model
 
-
+# %% ../nbs/08i_scaling.ipynb #84b79301
 _EACH = 'ms', 'ms_gradient', 'ms_sum', 'device_gib', 'allocated_gib', 'reserved_gib'
 
 
@@ -277,7 +277,7 @@ def within(seconds: float): # `TimeoutError` afterwards
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, before)
 
-
+# %% ../nbs/08i_scaling.ipynb #9ee4fc7e
 def grid_runs(**params) -> list: # of parameters of run.ipynb
     "Eight small runs: both methods, four seeds"
     return [dict(profile='mini', method=m, seed=s, micro_batch_size=16, max_steps=150, eval_rows=100, **params) for s in range(4) for m in _BOTH]

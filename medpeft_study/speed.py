@@ -579,7 +579,7 @@ def table_parity(bench: dict # with parity, of which `mini`
              'Less that of float32: mean over the seeds that both paths have.', *filter(None, [source_note(bench['parity'])]))
     return Table('speed_parity', 10, 'The same result by another path', pd.DataFrame(parity_rows(bench['parity']['mini']), dtype=object), columns, notes, 'method')
 
-
+# %% ../nbs/07h_speed.ipynb #61a0410f
 def said_resumed(bench: dict # with parity, of which `resumed`
                  ) -> list:  # a sentence a run
     "How far a run that was taken up is from one that was not"
@@ -745,7 +745,7 @@ def table_losses(bench: dict # with processes, of which `losses`
     notes = ('Profile mini. Losses apart: of one GPU and of two, step by step. Equal: the adapter, to the bit, and the ranks of both processes at the end.', *filter(None, [source_note(bench['processes'])]))
     return Table('speed_losses', 13, 'The same run on one GPU and on two', frame, columns, notes)
 
-
+# %% ../nbs/07h_speed.ipynb #9f4d5d68
 def said_shared(bench: dict # with processes
                 ) -> list:  # a sentence a point
     "What a base that the processes share takes, and whether the numbers are the same"
