@@ -7,7 +7,6 @@ __all__ = ['FIRST', 'METHOD_FIGURES', 'NO_METHOD', 'method_rows', 'table_methods
            'methods_said', 'method_numbers']
 
 # %% ../nbs/07p_every_method.ipynb #4e783684
-import textwrap
 from pathlib import Path
 from typing import Optional
 
@@ -20,7 +19,7 @@ from matplotlib.ticker import NullLocator
 from .adapters import METHODS
 from .comparison import SMALLEST, compare
 from .figures import FigureSpec, WIDTH, ink, styled
-from .frames import EVERY_METHOD, method_records, runs_frame
+from .frames import EVERY_METHOD, runs_frame
 from .methods import TUNED
 from .reporting import PALETTE
 from .tables import Column, Table, mean_and_spread

@@ -22,7 +22,7 @@ from .data import DataError, scored_splits
 from .evaluation import ALL, Tree, accuracy, item_trees, perplexity, predict, scope_losses, score_with, token_loss
 from .fused import fused
 from .methods import virtual_ids, with_virtual
-from .prompts import LETTERS, Encoded, answer_text, check_plain, encode_prompt, end_of_turn, frame, question_text
+from .prompts import LETTERS, Encoded, answer_text, check_plain, frame, question_text
 
 # %% ../nbs/05b_probes.ipynb #a060e963
 SHOTS, PROBED = 5, 200 # solved examples before a question; rows that `few_shot` and `order` take at most
