@@ -131,7 +131,7 @@ def in_groups(points: list # with backbone and method
     place = lambda registry, name: list(registry).index(name) if name in registry else len(registry)
     groups = {}
     for p in sorted(points, key=lambda p: (place(BACKBONES, p['backbone']), p['backbone'], place(METHODS, p['method']))):
-        groups.setdefault(f"{title(BACKBONES, p['backbone'])}, {title(METHODS, p['method'])}", []).append(p)
+        groups.setdefault(f"{p.get('title') or title(BACKBONES, p['backbone'])}, {title(METHODS, p['method'])}", []).append(p)
     return groups
 
 # %% ../nbs/07h_speed.ipynb #634f5092
