@@ -209,12 +209,13 @@ class Stepper:
         self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model, last='lora_B' if cfg.method == 'loraplus' else '')
         device = self.flat.values.device
         as_first(self.flat.values)
-        sharing = place() if cfg.base_storage == 'sharded' and cfg.optimizer_state == 'float32' else Place(0, 1) # 8-bit moments are small, and rounded in blocks that a cut would move
+        sharing = place() if cfg.base_storage == 'sharded' else Place(0, 1)
+        self.allocator = Allocator(self.flat, cfg, sharing) if method_spec(cfg.method).adaptive else None
+        if cfg.optimizer_state != 'float32': sharing = Place(0, 1) # 8-bit moments are small, and rounded in blocks that a cut would move
         self.parts = [x.tensor_split(sharing.size) for x in self.flat.values.split([self.flat.tail, len(self.flat.values) - self.flat.tail]) if len(x)]
         self.vectors = [nn.Parameter(parts[sharing.rank]) for parts in self.parts]
         for vector, grad in zip(self.vectors, self.flat.grad.split([sum(map(len, parts)) for parts in self.parts])): vector.grad = grad.tensor_split(sharing.size)[sharing.rank]
         self.optimizer = make_optimizer(self.vectors[:1], cfg, self.vectors[1:])
-        self.allocator = Allocator(self.flat, cfg) if method_spec(cfg.method).adaptive else None
         self.pack, self.step = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         self.task = torch.zeros((), device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device) # no loss or gradient so far that is not finite
@@ -281,8 +282,10 @@ def _moments(self: Stepper): # (name in a state, value) of what AdamW keeps
 
 @patch
 def _sizes(self: Stepper): # name in a state -> numbers of it in each process, where each has a part
-    return {f'adamw{i or ""}.{k}': [len(p) for p in parts] for i, (vector, parts) in enumerate(zip(self.vectors, self.parts))
-            for k, v in self.optimizer.state[vector].items() if len(parts) > 1 and torch.is_tensor(v) and v.shape == vector.shape}
+    found = {f'adamw{i or ""}.{k}': [len(p) for p in parts] for i, (vector, parts) in enumerate(zip(self.vectors, self.parts))
+             for k, v in self.optimizer.state[vector].items() if len(parts) > 1 and torch.is_tensor(v) and v.shape == vector.shape}
+    averages = ('average', 'uncertainty') if self.allocator and self.allocator.sharing.size > 1 else ()
+    return found | {k: self.allocator.sizes for k in averages}
 
 
 @patch

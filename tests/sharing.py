@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from medpeft_study.measure import follow
 from medpeft_study.processes import place
 
-TOY = dict(backbone='toy-llama', device='cpu', base_storage='sharded', rank=8, target_rank=2, train_rows=65, val_rows=12, test_rows=0, max_length=128, dropout=0., lr=2e-2, micro_batch_size=4)
+TOY = dict(backbone='toy-llama', device='cpu', base_storage='sharded', rank=8, target_rank=2, train_rows=49, val_rows=12, test_rows=0, max_length=128, dropout=0., lr=5e-3, micro_batch_size=4)
 AT = 2 # steps that a state is taken after
 
 
