@@ -7,9 +7,10 @@ __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_
            'backbone_spec', 'check_window', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf',
            'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4',
            'plain_weight', 'dequantize', 'shard', 'is_sharded', 'FrozenProduct', 'share_words', 'pieces', 'rows_of',
-           'only_rows', 'SharedHead', 'held_bytes', 'words_bytes', 'random_backbone', 'built', 'device_of',
-           'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments', 'pretrained_backbone',
-           'sharded_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits', 'check_head']
+           'only_rows', 'whole_words', 'SharedHead', 'held_bytes', 'words_bytes', 'random_backbone', 'built',
+           'device_of', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
+           'pretrained_backbone', 'sharded_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
+           'check_head']
 
 # %% ../nbs/02_backbones.ipynb #68b0c623
 import fcntl
@@ -405,7 +406,7 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy): return dy @ plain_weight(ctx.linear, dy.dtype), None
 
-# %% ../nbs/02_backbones.ipynb #a8e23f97
+# %% ../nbs/02_backbones.ipynb #a1e17562
 _AT_ONCE = 2 ** 25 # numbers of a matrix of words that are gathered at a time
 
 
@@ -437,7 +438,7 @@ def rows_of(module: nn.Module,  # of `share_words`
         found[here] = rows[part[here], at[here] - start]
     return found
 
-# %% ../nbs/02_backbones.ipynb #142223de
+# %% ../nbs/02_backbones.ipynb #d30ddd37
 def _looked_up(embedding, ids): # by its own forward, which may scale, on the rows that are asked for
     words, places = ids.unique(return_inverse=True)
     with only_rows(embedding, rows_of(embedding, words)): return type(embedding).forward(embedding, places)
@@ -451,7 +452,18 @@ def only_rows(embedding: nn.Embedding, rows: torch.Tensor):
     try: yield
     finally: embedding.weight.data, embedding.padding_idx = before
 
-# %% ../nbs/02_backbones.ipynb #8233550d
+
+@contextmanager
+def whole_words(model: nn.Module): # backbone
+    "Let a shared embedding be whole for a while"
+    embedding = model.get_input_embeddings()
+    if 'forward' not in vars(embedding): yield; return
+    looked_up = vars(embedding).pop('forward')
+    try:
+        with only_rows(embedding, rows_of(embedding, torch.arange(embedding.num_embeddings, device=embedding.weight.device))): yield
+    finally: embedding.forward = looked_up
+
+# %% ../nbs/02_backbones.ipynb #fbd5d272
 class SharedHead(torch.autograd.Function):
     "x Wᵀ + b, some words of each process's part at a time"
 
