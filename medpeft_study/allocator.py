@@ -109,18 +109,22 @@ class Allocator:
     @property
     def sizes(self) -> list: return [len(x) for x in self.flat.values.tensor_split(self.sharing.size)] # numbers of each average in each process
 
-    def scores(self) -> torch.Tensor: # [modules, rank]
-        "The importance of every direction"
-        means, whole = {}, joined(self.average * self.uncertainty, self.sizes) if self.sharing.size > 1 else None
-        for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
-            parts = [x.mean(dim) for b in self.flat.of(kind) for x in self._products(b, whole)]
-            means[kind] = torch.cat(parts)[self.order[kind]]
-        return means['lora_E'] + means['lora_A'] + means['lora_B']
+# %% ../nbs/03b_allocator.ipynb #6b40250f
+@patch
+def scores(self: Allocator) -> torch.Tensor: # [modules, rank]
+    "The importance of every direction"
+    means, whole = {}, joined(self.average * self.uncertainty, self.sizes) if self.sharing.size > 1 else None
+    for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
+        parts = [x.mean(dim) for b in self.flat.of(kind) for x in self._products(b, whole)]
+        means[kind] = torch.cat(parts)[self.order[kind]]
+    return means['lora_E'] + means['lora_A'] + means['lora_B']
 
-    def _products(self, b, whole): # of a block's averages, some parameters at a time, or `whole` cut to the block
-        of = lambda x: x[b.values.storage_offset():][:b.values.numel()].view_as(b.values)
-        if whole is not None: return [of(whole)]
-        return (torch.mul(*pair) for pair in zip(*(of(x).split(max(1, _AT_ONCE // b.values[0].numel())) for x in (self.average, self.uncertainty))))
+
+@patch
+def _products(self: Allocator, b, whole): # of a block's averages, some parameters at a time, or `whole` cut to the block
+    of = lambda x: x[b.values.storage_offset():][:b.values.numel()].view_as(b.values)
+    if whole is not None: return [of(whole)]
+    return (torch.mul(*pair) for pair in zip(*(of(x).split(max(1, _AT_ONCE // b.values[0].numel())) for x in (self.average, self.uncertainty))))
 
 # %% ../nbs/03b_allocator.ipynb #09206c17
 @patch

@@ -73,7 +73,7 @@ def most(number: int) -> int: # of those that the processes have
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return found.item()
 
-
+# %% ../nbs/01b_processes.ipynb #c723cf4f
 def from_each(parts: list): # of one tensor, a part a process; changed in place
     "Take every process's own part"
     for rank, part in enumerate(parts if len(parts) > 1 else ()): distributed.broadcast(part, rank)
@@ -93,7 +93,7 @@ def as_first(tensor: torch.Tensor): # changed in place
     "Take the first process's values"
     if place().size > 1: distributed.broadcast(tensor, 0)
 
-
+# %% ../nbs/01b_processes.ipynb #21c446bc
 def state_of_first(state: Optional[dict] # name -> tensor on the CPU, or None; looked at in the first process alone
                    ) -> Optional[dict]:
     "The first process's state, in every process; sent as safetensors, since an object that is received could run code"

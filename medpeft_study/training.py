@@ -223,15 +223,17 @@ class Stepper:
         self.began = _generators(device) # where an attempt with smaller passes begins too
         self.start_rank = sum(module_ranks(model).values()) # and for good, where no rank is allocated
 
-    def accumulate(self, size: int): # tokens a line of the pack
-        "Add the gradient of the task loss of one micro-batch, as a share of its step"
-        p, share = self.plan.at(self.pack, size)
-        keys = token_keys(self.cfg.seed, self.step, p.rows.flatten(), p.positions.flatten()) if self.layers else None
-        for layer in self.layers: layer.keys = keys
-        loss = task_loss(self.model, p, self.plan.longest) * share
-        loss.backward()
-        self.task += loss.detach()
-        self.pack += 1
+# %% ../nbs/04_training.ipynb #f18196f4
+@patch
+def accumulate(self: Stepper, size: int): # tokens a line of the pack
+    "Add the gradient of the task loss of one micro-batch, as a share of its step"
+    p, share = self.plan.at(self.pack, size)
+    keys = token_keys(self.cfg.seed, self.step, p.rows.flatten(), p.positions.flatten()) if self.layers else None
+    for layer in self.layers: layer.keys = keys
+    loss = task_loss(self.model, p, self.plan.longest) * share
+    loss.backward()
+    self.task += loss.detach()
+    self.pack += 1
 
 # %% ../nbs/04_training.ipynb #0dbef4aa
 @patch
@@ -502,6 +504,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
         if not warned and (warned := loss_warning(new, stepper.cfg)): print(warned, flush=True)
 
     def take(step): read(step); return stepper.state()
+    together = when_first if stepper.cfg.base_storage == 'sharded' else lambda ask, take: ask(take)
 
     for step, (rate, count) in enumerate(zip(rates[done:], plan.counts[done:]), done + 1):
         for group in stepper.optimizer.param_groups:
@@ -512,9 +515,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
         sum_up(stepper.flat.grad, stepper.task)
         finish()
         if step % every == 0 or step in (1, total): read(step)
-        if keep: # the adapter, two moments, two averages
-            ask = lambda take: keep(step, take, 5 * stepper.flat.values.nbytes)
-            when_first(ask, partial(take, step)) if stepper.cfg.base_storage == 'sharded' else ask(partial(take, step))
+        if keep: together(lambda take: keep(step, take, 5 * stepper.flat.values.nbytes), partial(take, step)) # the adapter, two moments, two averages
     return history
 
 # %% ../nbs/04_training.ipynb #edeffec6
