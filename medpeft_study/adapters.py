@@ -9,13 +9,14 @@ __all__ = ['check_targets', 'resolve_adapter', 'attach', 'remember_start', 'orth
 # %% ../nbs/03_adapters.ipynb #73d77af7
 import warnings
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Optional
 
 import torch
 from torch import nn
 
-from .backbones import architecture, backbone_spec, linears, meta_model
+from .backbones import architecture, backbone_spec, linears, meta_model, whole_words
 from .config import ConfigError, RunConfig, budget_steps, make_config
 from .methods import BUDGET_FIELDS, METHODS, PAPER_METHODS, Whole, check_method, lora_layers, method_spec, trained_numbers, virtual_ids
 
@@ -61,7 +62,7 @@ def attach(model: nn.Module, # frozen backbone, on any device
     torch.manual_seed(cfg.seed)
     config = spec.peft_config(cfg)
     if spec.look: spec.look(model, config, cfg, rows, pad_id)
-    with warnings.catch_warnings(): # peft asks transformers by a name that is about to change
+    with warnings.catch_warnings(), whole_words(model) if virtual_ids(cfg) else nullcontext(): # peft asks transformers by a name that is about to change, and for virtual tokens looks for a row a word
         warnings.simplefilter('ignore', FutureWarning)
         peft_model = get_peft_model(model, config)
     if spec.start: spec.start(peft_model, cfg, rows, pad_id)

@@ -15,6 +15,7 @@ from torch import nn
 
 from .adapters import budget_curve
 from .config import RunConfig, budget_steps
+from .processes import Place, joined
 
 # %% ../nbs/03b_allocator.ipynb #a8732b55
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ _AT_ONCE = 2 ** 24 # numbers of the adapter that are written down between two st
 class Allocator:
     "PEFT's rank allocator on one vector"
 
-    def __init__(self, flat: FlatAdapter, cfg: RunConfig):
-        self.flat, self.betas, device = flat, (cfg.importance_beta1, cfg.importance_beta2), flat.values.device
-        self.average, self.uncertainty = torch.zeros_like(flat.values), torch.zeros_like(flat.values)
+    def __init__(self, flat: FlatAdapter, cfg: RunConfig, sharing: Place = Place(0, 1)): # which process, of those that each keep a part of the averages
+        self.flat, self.betas, self.sharing, device = flat, (cfg.importance_beta1, cfg.importance_beta2), sharing, flat.values.device
+        self.average, self.uncertainty = (torch.zeros_like(self.part(flat.values)) for _ in range(2))
         names = sorted(n.replace('lora_A', '{}') for b in flat.of('lora_A') for n in b.names)
         place = {name: i for i, name in enumerate(names)}
         self.names = [n.format('lora_E').removeprefix('base_model.model.') for n in names] # as PEFT's rank pattern has them
@@ -103,17 +104,27 @@ class Allocator:
         self.uniform, tables = cfg.allocator == 'uniform', schedule_tables(cfg, len(names))
         self.updates, self.prunes, self.goes, self.holds = (torch.tensor(tables[k], device=device) for k in ('updates', 'prunes', 'goes', 'holds'))
 
-    def of(self, b: Block) -> tuple: # (average, uncertainty), views of the vectors
-        "What is kept of the importance of a block"
-        return tuple(x[b.values.storage_offset():][:b.values.numel()].view_as(b.values) for x in (self.average, self.uncertainty))
+    def part(self, x: torch.Tensor) -> torch.Tensor: return x.tensor_split(self.sharing.size)[self.sharing.rank]
 
-    def scores(self) -> torch.Tensor: # [modules, rank]
-        "The importance of every direction"
-        means = {}
-        for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
-            parts = [torch.mul(*pair).mean(dim) for b in self.flat.of(kind) for pair in zip(*(x.split(max(1, _AT_ONCE // b.values[0].numel())) for x in self.of(b)))]
-            means[kind] = torch.cat(parts)[self.order[kind]]
-        return means['lora_E'] + means['lora_A'] + means['lora_B']
+    @property
+    def sizes(self) -> list: return [len(x) for x in self.flat.values.tensor_split(self.sharing.size)] # numbers of each average in each process
+
+# %% ../nbs/03b_allocator.ipynb #6b40250f
+@patch
+def scores(self: Allocator) -> torch.Tensor: # [modules, rank]
+    "The importance of every direction"
+    means, whole = {}, joined(self.average * self.uncertainty, self.sizes) if self.sharing.size > 1 else None
+    for kind, dim in (('lora_A', -1), ('lora_B', -2), ('lora_E', -1)):
+        parts = [x.mean(dim) for b in self.flat.of(kind) for x in self._products(b, whole)]
+        means[kind] = torch.cat(parts)[self.order[kind]]
+    return means['lora_E'] + means['lora_A'] + means['lora_B']
+
+
+@patch
+def _products(self: Allocator, b, whole): # of a block's averages, some parameters at a time, or `whole` cut to the block
+    of = lambda x: x[b.values.storage_offset():][:b.values.numel()].view_as(b.values)
+    if whole is not None: return [of(whole)]
+    return (torch.mul(*pair) for pair in zip(*(of(x).split(max(1, _AT_ONCE // b.values[0].numel())) for x in (self.average, self.uncertainty))))
 
 # %% ../nbs/03b_allocator.ipynb #09206c17
 @patch
@@ -126,7 +137,7 @@ def allocate(self: Allocator,
     "Update the importance and prune, after the optimizer has stepped"
     updates, prunes, goes, holds = (table.index_select(0, step) for table in (self.updates, self.prunes, self.goes, self.holds)) # plain indexing would ask the host
     if sound is not None: prunes, holds = prunes & sound, holds & sound
-    for values, g, average, uncertainty in zip(*(x.split(_AT_ONCE) for x in (self.flat.values, grad, self.average, self.uncertainty))):
+    for values, g, average, uncertainty in zip(*(x.split(_AT_ONCE) for x in (self.part(self.flat.values), self.part(grad), self.average, self.uncertainty))):
         now = (values * g).abs_()
         average.lerp_(now, updates * (1 - self.betas[0]))
         uncertainty.lerp_(now.sub_(average).abs_(), updates * (1 - self.betas[1]))

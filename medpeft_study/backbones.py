@@ -6,8 +6,9 @@
 __all__ = ['BACKBONES', 'BackboneError', 'BackboneSpec', 'read_object', 'weight_files', 'check_folder', 'check_sums',
            'backbone_spec', 'check_window', 'resolve_backbone', 'architecture', 'meta_model', 'convert_gguf',
            'package_folder', 'check_disk', 'hub_problem', 'hub_folder', 'resolve_files', 'linears', 'quantize_nf4',
-           'plain_weight', 'dequantize', 'shard', 'is_sharded', 'FrozenProduct', 'held_bytes', 'random_backbone',
-           'built', 'device_of', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
+           'plain_weight', 'dequantize', 'shard', 'is_sharded', 'FrozenProduct', 'share_words', 'pieces', 'rows_of',
+           'only_rows', 'whole_words', 'SharedHead', 'held_bytes', 'words_bytes', 'random_backbone', 'built',
+           'device_of', 'fill_random', 'check_memory', 'load_tokenizer', 'load_backbone', 'grow_segments',
            'pretrained_backbone', 'sharded_backbone', 'supervised_hidden', 'head_logits', 'supervised_logits',
            'check_head']
 
@@ -405,12 +406,92 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy): return dy @ plain_weight(ctx.linear, dy.dtype), None
 
+# %% ../nbs/02_backbones.ipynb #a1e17562
+_AT_ONCE = 2 ** 25 # numbers of a matrix of words that are gathered at a time
+
+
+def share_words(module: nn.Module): # embedding, or output head, whose weight has a row a word; changed in place
+    "Keep this process's words, and gather the others' where they are asked for"
+    rows = module.weight.data
+    each, rank = -(-len(rows) // place().size), place().rank
+    mine = rows[rank * each:(rank + 1) * each]
+    module.weight.data = F.pad(mine, (0, 0, 0, each - len(mine))).clone()
+    module.forward = partial(SharedHead.apply if isinstance(module, nn.Linear) else _looked_up, module)
+
+
+def pieces(module: nn.Module # of `share_words`
+           ):                # yields (first place in a part, [processes, places, width])
+    "The rows of all words, some of each process's part at a time"
+    each, width = module.weight.shape
+    for start in range(0, each, step := max(1, _AT_ONCE // (place().size * width))):
+        rows = module.weight.data[start:start + step]
+        yield start, end_to_end(rows).view(-1, len(rows), width)
+
+
+def rows_of(module: nn.Module,  # of `share_words`
+            words: torch.Tensor # int64 [words], which may be others in another process
+            ) -> torch.Tensor:  # [words, width]
+    "Some rows of a matrix that is never there as a whole"
+    found, (part, at) = module.weight.new_empty(len(words), module.weight.shape[1]), (words // len(module.weight), words % len(module.weight))
+    for start, rows in pieces(module):
+        here = (at >= start) & (at < start + rows.shape[1])
+        found[here] = rows[part[here], at[here] - start]
+    return found
+
+# %% ../nbs/02_backbones.ipynb #d30ddd37
+def _looked_up(embedding, ids): # by its own forward, which may scale, on the rows that are asked for
+    words, places = ids.unique(return_inverse=True)
+    with only_rows(embedding, rows_of(embedding, words)): return type(embedding).forward(embedding, places)
+
+
+@contextmanager
+def only_rows(embedding: nn.Embedding, rows: torch.Tensor):
+    "Let an embedding hold these rows alone, for a while"
+    before = embedding.weight.data, embedding.padding_idx
+    embedding.weight.data, embedding.padding_idx = rows, None
+    try: yield
+    finally: embedding.weight.data, embedding.padding_idx = before
+
+
+@contextmanager
+def whole_words(model: nn.Module): # backbone
+    "Let a shared embedding be whole for a while"
+    embedding = model.get_input_embeddings()
+    if 'forward' not in vars(embedding): yield; return
+    looked_up = vars(embedding).pop('forward')
+    try:
+        with only_rows(embedding, rows_of(embedding, torch.arange(embedding.num_embeddings, device=embedding.weight.device))): yield
+    finally: embedding.forward = looked_up
+
+# %% ../nbs/02_backbones.ipynb #fbd5d272
+class SharedHead(torch.autograd.Function):
+    "x Wᵀ + b, some words of each process's part at a time"
+
+    @staticmethod
+    def forward(ctx, head, x):
+        ctx.head, y = head, x.new_empty(*x.shape[:-1], place().size, len(head.weight))
+        for start, rows in pieces(head): y[..., start:start + rows.shape[1]] = F.linear(x, rows.flatten(0, 1)).unflatten(-1, rows.shape[:2])
+        y = y.flatten(-2)[..., :head.out_features]
+        return y if head.bias is None else y + head.bias
+
+    @staticmethod
+    def backward(ctx, dy): # sums in float32, as within one product
+        each, dx = len(ctx.head.weight), 0
+        dy = F.pad(dy, (0, place().size * each - dy.shape[-1])).unflatten(-1, (-1, each))
+        for start, rows in pieces(ctx.head): dx = dx + (dy[..., start:start + rows.shape[1]].flatten(-2) @ rows.flatten(0, 1)).float()
+        return None, dx.to(dy.dtype)
+
 # %% ../nbs/02_backbones.ipynb #057d3116
 def held_bytes(model: nn.Module # backbone, with an adapter or without
                ) -> int:        # in this process; 0 where nothing is packed
     "What the packed layers take, block scales included"
     scales = lambda s: s.absmax.nbytes + (scales(s.state2) if s.nested else 0)
     return sum(m.weight.nbytes + scales(m.weight.quant_state) for _, m in linears(model) if hasattr(m.weight, 'quant_state'))
+
+
+def words_bytes(model: nn.Module) -> int: # in this process
+    "What embedding and head take; one matrix counts once"
+    return sum(w.nbytes for w in {m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())})
 
 # %% ../nbs/02_backbones.ipynb #a244e59d
 def random_backbone(config: PretrainedConfig, # architecture
@@ -431,6 +512,7 @@ def built(config: PretrainedConfig, cfg: RunConfig,
     dtype, device = getattr(torch, cfg.compute_dtype), device_of(cfg)
     model = meta_model(config)
     to_pack = {id(m) for _, m in linears(model)} if cfg.quantization == 'nf4' else set()
+    words = (model.get_input_embeddings(), model.get_output_embeddings()) if cfg.base_storage == 'sharded' else ()
     for name, module in list(model.named_modules()):
         if any(k.endswith('inv_freq') for k, _ in module.named_buffers(recurse=False)): # rotary tables are computed, not loaded
             with device: model.set_submodule(name, type(module)(config))
@@ -442,6 +524,7 @@ def built(config: PretrainedConfig, cfg: RunConfig,
             model.set_submodule(name, packed := quantize_nf4(module, dtype, cfg.double_quant))
             module.weight = None # the list above still holds the module
             if cfg.base_storage == 'sharded': shard(packed)
+        if any(module is m for m in words): share_words(module)
         if device.type == 'cuda': torch.cuda.empty_cache() # what was packed leaves holes that the next layer does not fit
     model.tie_weights()
     if to_pack: model.is_loaded_in_4bit = True # peft asks for it before it takes its 4-bit layers
@@ -469,7 +552,8 @@ def check_memory(config: PretrainedConfig, # architecture
     packed = sum(m.weight.numel() for _, m in linears(model)) if cfg.base_storage != 'dequantized' else 0
     total = sum(p.numel() for p in model.parameters())
     shares = place().size if cfg.base_storage == 'sharded' else 1
-    need = packed * (0.5 / shares + 0.03) + (total - packed) * getattr(torch, cfg.compute_dtype).itemsize # 4 bits a weight, and the block scales
+    words = sum(w.numel() for w in {m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())})
+    need = packed * (0.5 / shares + 0.03) + (total - packed - words + words / shares) * getattr(torch, cfg.compute_dtype).itemsize # 4 bits a weight, and the block scales
     free = torch.cuda.mem_get_info()[0] if cfg.device == 'cuda' else psutil.virtual_memory().available
     if need > free:
         raise BackboneError(f'{cfg.backbone} needs {need / 2**30:.1f} GiB for its weights alone and the {cfg.device} has {free / 2**30:.1f} GiB free: '

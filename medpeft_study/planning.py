@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODES', 'GIB', 'ROW_TOKENS', 'ROW_SPREAD', 'SCORED_TOKENS', 'CARDS', 'PASSES', 'AGAIN', 'UNPACKING', 'LAYER_MS',
-           'MARGIN', 'POINT_KEYS', 'Mode', 'with_mode', 'Shapes', 'config_folder', 'shapes', 'is_packed', 'base_bytes',
-           'adapter_size', 'Coefficients', 'step_tokens', 'pack_tokens', 'activation_units', 'scored_tokens',
-           'embedding_bytes', 'adapter_bytes', 'parts', 'Card', 'card', 'card_here', 'model_flops', 'step_ms',
-           'predict', 'plan_table', 'choose_mode', 'free_memory', 'memory_points', 'point_config', 'error_table',
-           'calibrate']
+           'MARGIN', 'POINT_KEYS', 'Mode', 'with_mode', 'Shapes', 'config_folder', 'shapes', 'is_packed', 'sharers',
+           'base_bytes', 'adapter_size', 'Coefficients', 'step_tokens', 'pack_tokens', 'activation_units',
+           'scored_tokens', 'embedding_bytes', 'adapter_bytes', 'parts', 'Card', 'card', 'card_here', 'model_flops',
+           'step_ms', 'predict', 'plan_table', 'choose_mode', 'free_memory', 'memory_points', 'point_config',
+           'error_table', 'calibrate']
 
 # %% ../nbs/03d_planning.ipynb #a9463360
 import json
@@ -29,6 +29,7 @@ from .adapters import method_spec, resolve_adapter
 from .backbones import BackboneError, architecture, backbone_spec, hub_problem, linears, meta_model
 from .config import ConfigError, RunConfig, make_config, project_root
 from .methods import PAPER_METHODS, trained_numbers
+from .processes import told_place
 
 # %% ../nbs/03d_planning.ipynb #46ca584c
 @dataclass(frozen=True)
@@ -118,11 +119,16 @@ def is_packed(cfg: RunConfig) -> bool:
     return cfg.quantization == 'nf4' and cfg.base_storage != 'dequantized'
 
 
-def base_bytes(cfg: RunConfig) -> float: # of the frozen linear layers
+def sharers(cfg: RunConfig) -> int: return told_place().size if cfg.base_storage == 'sharded' else 1 # processes that divide what can be
+
+
+def base_bytes(cfg: RunConfig,
+               sharers: int = 1 # processes that share a packed base
+               ) -> float:      # of the frozen linear layers
     "How much the frozen linear layers take"
     weights = shapes(cfg).weights
     if not is_packed(cfg): return weights * _BYTES[cfg.compute_dtype]
-    return weights / 2 + weights / 64 * (1 + 4 / 256 if cfg.double_quant else 4)
+    return weights / 2 / sharers + weights / 64 * (1 + 4 / 256 if cfg.double_quant else 4)
 
 
 def adapter_size(cfg: RunConfig) -> tuple: # (adapted matrices, trainable numbers)
@@ -158,8 +164,8 @@ def pack_tokens(cfg: RunConfig,
     "The largest micro-batch of a run"
     if cfg.loss_scope == 'padded': return -(-cfg.micro_batch_size * cfg.max_length // 64) * 64
     rarest = NormalDist().inv_cdf(1 - 0.5 / cfg.total_steps) # the longest of as many steps
-    longest = tokens * (1 + rarest * ROW_SPREAD / cfg.batch_size ** 0.5)
-    return -(-round(longest / -(-cfg.batch_size // cfg.micro_batch_size)) // 64) * 64
+    longest, processes = tokens * (1 + rarest * ROW_SPREAD / cfg.batch_size ** 0.5), told_place().size
+    return -(-round(longest / (processes * -(-cfg.batch_size // (cfg.micro_batch_size * processes)))) // 64) * 64
 
 # %% ../nbs/03d_planning.ipynb #f828c0c1
 def activation_units(cfg: RunConfig,
@@ -183,20 +189,21 @@ _EMBEDDING_ROWS = 0.15 # GiB at most of the input embedding, where only the rows
 
 
 def embedding_bytes(cfg: RunConfig) -> float:
-    "Embedding, head and norms; tied matrices once, and with checkpointing of an untied embedding the rows in use"
-    s, item = shapes(cfg), _BYTES[cfg.compute_dtype]
+    "Embedding, head and norms; tied matrices once, and where memory is short of an untied embedding the rows in use"
+    s, item, n = shapes(cfg), _BYTES[cfg.compute_dtype], sharers(cfg)
     embedding = s.embedding * item
-    if cfg.gradient_checkpointing and s.head: embedding = min(embedding, _EMBEDDING_ROWS * GIB)
-    return embedding + (s.head + s.rest) * item
+    if (cfg.gradient_checkpointing or cfg.base_storage == 'sharded') and s.head: embedding = min(embedding, _EMBEDDING_ROWS * GIB)
+    elif n > 1: embedding /= n
+    return embedding + (s.head / n + s.rest) * item
 
 
 def adapter_bytes(cfg: RunConfig) -> dict: # part -> bytes
     "The adapter and what training holds of it: gradient, copy to compute with, AdamW's moments, AdaLoRA's averages"
     _, n = adapter_size(cfg)
-    item, adaptive = _BYTES[cfg.adapter_dtype], method_spec(cfg.method).adaptive
+    item, adaptive, shares = _BYTES[cfg.adapter_dtype], method_spec(cfg.method).adaptive, sharers(cfg)
     return dict(adapter=n * item * (method_spec(cfg.method).peft_config is not None), gradient=n * item, # full fine-tuning trains the base, which is counted
-                AdamW=n * (8 if cfg.optimizer_state == 'float32' else 2.03), # 8 bits a moment, and a scale a block
-                importance=n * 8 * adaptive) # two averages, float32
+                AdamW=n * (8 / shares if cfg.optimizer_state == 'float32' else 2.03), # 8 bits a moment, and a scale a block
+                importance=n * 8 / shares * adaptive) # two averages, float32
 
 # %% ../nbs/03d_planning.ipynb #b29ccbe4
 def parts(cfg: RunConfig,
@@ -206,8 +213,9 @@ def parts(cfg: RunConfig,
     "Where the memory of a run goes"
     s, pack = shapes(cfg), pack_tokens(cfg, tokens or step_tokens(cfg))
     item = _BYTES[cfg.compute_dtype]
-    exact = dict(base=base_bytes(cfg), embeddings=embedding_bytes(cfg), **adapter_bytes(cfg))
-    exact['logits'] = scored_tokens(cfg, pack) * s.vocabulary * (4 + 4 + item) # logits, their gradient, both float32, and a copy
+    exact = dict(base=base_bytes(cfg, sharers(cfg)), embeddings=embedding_bytes(cfg), **adapter_bytes(cfg))
+    a_pass = replace(cfg, micro_batch_size=min(cfg.micro_batch_size, -(-cfg.batch_size // told_place().size)))
+    exact['logits'] = scored_tokens(a_pass, pack) * s.vocabulary * (4 + 4 + item) # logits, their gradient, both float32, and a copy
     exact['unpacked'] = max(i * o for _, i, o in s.linears) * item if is_packed(cfg) else 0 # one matrix at a time
     exact['boundaries'] = s.layers * s.hidden * pack * item if cfg.gradient_checkpointing else 0 # the input of each layer
     activations = sum(getattr(c, name) * unit for name, unit in activation_units(cfg, pack).items())

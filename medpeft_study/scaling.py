@@ -26,7 +26,7 @@ import torch
 import typer
 
 from .adapters import module_ranks
-from .backbones import BACKBONES, BackboneSpec, dequantize, held_bytes, load_backbone
+from .backbones import BACKBONES, BackboneSpec, dequantize, held_bytes, load_backbone, words_bytes
 from .config import RunConfig, project_root
 from .engine import Job, a_gpu, gpus, run_here
 from .measure import Case, case_config, follow, run_case, validation_loss
@@ -77,8 +77,8 @@ def _as_loaded(model): # what a case that recomputed has left is undone
 _EACH = 'ms', 'ms_gradient', 'ms_sum', 'device_gib', 'allocated_gib', 'reserved_gib'
 
 
-def _share(model, cfg): # what this process holds of a packed base
-    return dict(base_gib=held_bytes(model) / GIB, share_held=held_bytes(model) / base_bytes(cfg)) if cfg.base_storage != 'dequantized' else {}
+def _share(model, cfg): # what this process holds of a packed base, and of embedding and head
+    return dict(base_gib=held_bytes(model) / GIB, share_held=held_bytes(model) / base_bytes(cfg), words_gib=words_bytes(model) / GIB) if cfg.base_storage != 'dequantized' else {}
 
 
 def timed(**case # of `Case`
@@ -214,10 +214,12 @@ _FIFTY = [loss_job('smollm2-135m', m, dropout=0., max_steps=50) for m in _BOTH]
 _WHOLE = [loss_job('smollm2-135m', m, score=True) for m in _BOTH]
 _LLAMA, _QWEN = ([*(step_job(b, 'qlora', mode, rows) for mode in ('packed', 'fast') for rows in (16, 64))] for b in ('llama3-8b', 'qwen2-7b'))
 _LESS = [step_job('llama3-8b', 'adalora', 'packed', 16), step_job('llama3-8b', 'qlora', 'recomputed', 16)]
-_SHARED = [step_job('llama3-8b', m, mode, 16, base_storage='sharded') for m, mode in (('qlora', 'packed'), ('adalora', 'packed'), ('qlora', 'recomputed'))]
+_LESS_QWEN = [step_job('qwen2-7b', 'qlora', 'recomputed', 16)]
+_SHARED = [step_job(*how, 16, base_storage='sharded') for how in (
+    ('llama3-8b', 'qlora', 'packed'), ('llama3-8b', 'adalora', 'packed'), ('llama3-8b', 'qlora', 'recomputed'), ('qwen2-7b', 'qlora', 'packed'), ('qwen2-7b', 'qlora', 'recomputed'))]
 _LARGE = [step_job('qwen2.5-32b', 'qlora', 'recomputed', 16, base_storage='sharded')]
-ALONE = [_LLAMA[:2] + _LESS + _LLAMA[2:] + _FIFTY[:1] + _WHOLE[:1], _QWEN + _FIFTY[1:] + _WHOLE[1:]] # by GPU
-TOGETHER = [*_FIFTY, *_LLAMA[:2], *_LESS, *_LLAMA[2:], *_SHARED, *_LARGE, *_QWEN, *_WHOLE]
+ALONE = [_LLAMA[:2] + _LESS + _LLAMA[2:] + _FIFTY[:1] + _WHOLE[:1], _QWEN[:2] + _LESS_QWEN + _QWEN[2:] + _FIFTY[1:] + _WHOLE[1:]] # by GPU
+TOGETHER = [*_FIFTY, *_LLAMA[:2], *_LESS, *_LLAMA[2:], *_SHARED, *_LARGE, *_QWEN[:2], *_LESS_QWEN, *_QWEN[2:], *_WHOLE]
 
 # %% ../nbs/08i_scaling.ipynb #08ada4f4
 class Kept:
@@ -234,7 +236,8 @@ class Kept:
     def __call__(self, job: dict, point: dict, size: int):
         "Keep a point"
         asked = {k: v for k, v in job.get('of', {}).get('params', {}).items() if k in ('backbone', 'method', 'mode')} # said even where the point failed
-        mine = asked | dict(name=job['name'], processes=size, commit=self.source['commit']) | point
+        large = LARGE.get(asked.get('backbone')) # which no page knows
+        mine = asked | (dict(title=large.title) if large else {}) | dict(name=job['name'], processes=size, commit=self.source['commit']) | point
         with self.lock:
             others = [p for p in self.content.get(job['list'], []) if (p['name'], p['processes']) != (job['name'], size)]
             self.content[job['list']] = others + [mine]

@@ -131,7 +131,7 @@ def in_groups(points: list # with backbone and method
     place = lambda registry, name: list(registry).index(name) if name in registry else len(registry)
     groups = {}
     for p in sorted(points, key=lambda p: (place(BACKBONES, p['backbone']), p['backbone'], place(METHODS, p['method']))):
-        groups.setdefault(f"{title(BACKBONES, p['backbone'])}, {title(METHODS, p['method'])}", []).append(p)
+        groups.setdefault(f"{p.get('title') or title(BACKBONES, p['backbone'])}, {title(METHODS, p['method'])}", []).append(p)
     return groups
 
 # %% ../nbs/07h_speed.ipynb #634f5092
@@ -679,7 +679,8 @@ def table_scaling(bench: dict # with processes
                Column('Efficiency, %', {'efficiency': '{:.0f}'}), Column('Sum, ms', {'between': '{:.1f}'}), Column('one GPU', {'GiB, one': '{:.1f}'}, 'Peak memory a GPU, GiB'),
                Column('two', {'GiB, two': '{:.1f}'}, 'Peak memory a GPU, GiB'), Column('share, %', {'GiB, share': '{:.0f}'}, 'Peak memory a GPU, GiB'))
     notes = ('Rows a step, over all GPUs; at most 16 a pass. Efficiency: the time of one GPU over twice that of two. Sum: of the gradients over the processes, as the slowest sees it.',
-             'Base shared: each process holds its part of every packed layer and gathers the others\'; such a step is not recorded as a CUDA graph.',
+             'Base shared: each process holds its part of every packed layer and gathers the others\'; such a step is not recorded as a CUDA graph.'
+             + ' Embedding, head, AdamW\'s moments and AdaLoRA\'s averages are divided too.' * any('words_gib' in p for p in bench['processes']['points'] if is_shared(p)),
              *filter(None, [source_note(bench['processes'])]), *failed_notes(bench['processes']))
     return Table('speed_scaling', 12, 'A step on one GPU and on two', frame, columns, notes, 'group')
 

@@ -26,11 +26,11 @@ from transformers import get_scheduler
 
 from .adapters import method_spec, module_ranks, nonzero_ranks
 from .allocator import Allocator, FlatAdapter, penalty_backward
-from .backbones import head_logits, supervised_hidden
+from .backbones import head_logits, rows_of, supervised_hidden
 from .config import RunConfig
 from .fused import PACKED, fused, token_keys
 from .methods import with_virtual
-from .processes import Place, as_first, place, state_of_first, sum_up
+from .processes import Place, as_first, from_each, joined, most, place, state_of_first, sum_up, when_first
 from .prompts import collate, epoch_batches, n_supervised
 
 # %% ../nbs/04_training.ipynb #85b10417
@@ -138,6 +138,7 @@ class Plan:
         if not any(map(any, cut)): raise TrainingError(f'{where.size} processes cannot share a step of {cfg.batch_size} rows: start fewer.')
         packs = [pack([step[i] for i in places], cfg, pad_id, places) for step, ms in zip(self.steps, cut) for places in (m or [0] for m in ms)] # a row that does not count, where there is none
         lines, lengths, scored = max(len(p.ids) for p in packs), [p.ids.shape[1] for p in packs], max(len(p.where) for p in packs)
+        if cfg.base_storage == 'sharded': scored = most(scored) # they share the head too, and ask it as often
         self.counts = [len(ms) for ms in cut] # packs of each step
         self.sizes = sizes_for(lengths) if device.type == 'cuda' else lengths
         self.tokens = [sum(n_supervised(r, cfg.loss_scope, cfg.max_length) for r in step) for step in self.steps]
@@ -208,10 +209,13 @@ class Stepper:
         self.model, self.plan, self.cfg, self.layers, self.flat = model.get_base_model(), plan, cfg, layers, FlatAdapter(model, last='lora_B' if cfg.method == 'loraplus' else '')
         device = self.flat.values.device
         as_first(self.flat.values)
-        self.vectors = [nn.Parameter(x) for x in self.flat.values.split([self.flat.tail, len(self.flat.values) - self.flat.tail]) if len(x)]
-        for vector, grad in zip(self.vectors, self.flat.grad.split([len(v) for v in self.vectors])): vector.grad = grad
+        sharing = place() if cfg.base_storage == 'sharded' else Place(0, 1)
+        self.allocator = Allocator(self.flat, cfg, sharing) if method_spec(cfg.method).adaptive else None
+        if cfg.optimizer_state != 'float32': sharing = Place(0, 1) # 8-bit moments are small, and rounded in blocks that a cut would move
+        self.parts = [x.tensor_split(sharing.size) for x in self.flat.values.split([self.flat.tail, len(self.flat.values) - self.flat.tail]) if len(x)]
+        self.vectors = [nn.Parameter(parts[sharing.rank]) for parts in self.parts]
+        for vector, grad in zip(self.vectors, self.flat.grad.split([sum(map(len, parts)) for parts in self.parts])): vector.grad = grad.tensor_split(sharing.size)[sharing.rank]
         self.optimizer = make_optimizer(self.vectors[:1], cfg, self.vectors[1:])
-        self.allocator = Allocator(self.flat, cfg) if method_spec(cfg.method).adaptive else None
         self.pack, self.step = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(1, dtype=torch.int64, device=device)
         self.task = torch.zeros((), device=device)
         self.sound = torch.ones((), dtype=torch.bool, device=device) # no loss or gradient so far that is not finite
@@ -219,15 +223,17 @@ class Stepper:
         self.began = _generators(device) # where an attempt with smaller passes begins too
         self.start_rank = sum(module_ranks(model).values()) # and for good, where no rank is allocated
 
-    def accumulate(self, size: int): # tokens a line of the pack
-        "Add the gradient of the task loss of one micro-batch, as a share of its step"
-        p, share = self.plan.at(self.pack, size)
-        keys = token_keys(self.cfg.seed, self.step, p.rows.flatten(), p.positions.flatten()) if self.layers else None
-        for layer in self.layers: layer.keys = keys
-        loss = task_loss(self.model, p, self.plan.longest) * share
-        loss.backward()
-        self.task += loss.detach()
-        self.pack += 1
+# %% ../nbs/04_training.ipynb #f18196f4
+@patch
+def accumulate(self: Stepper, size: int): # tokens a line of the pack
+    "Add the gradient of the task loss of one micro-batch, as a share of its step"
+    p, share = self.plan.at(self.pack, size)
+    keys = token_keys(self.cfg.seed, self.step, p.rows.flatten(), p.positions.flatten()) if self.layers else None
+    for layer in self.layers: layer.keys = keys
+    loss = task_loss(self.model, p, self.plan.longest) * share
+    loss.backward()
+    self.task += loss.detach()
+    self.pack += 1
 
 # %% ../nbs/04_training.ipynb #0dbef4aa
 @patch
@@ -268,11 +274,20 @@ def _adamw(self: Stepper): # nothing moves from the first step on that is not so
         return
     self.optimizer.found_inf = (~self.sound).float() # what a gradient scaler would tell a fused optimizer
     self.optimizer.step()
+    for parts in self.parts: from_each(parts)
 
 # %% ../nbs/04_training.ipynb #a1d0a5ce
 @patch
 def _moments(self: Stepper): # (name in a state, value) of what AdamW keeps
     return [(f'adamw{i or ""}.{k}', v) for i, vector in enumerate(self.vectors) for k, v in self.optimizer.state[vector].items()]
+
+
+@patch
+def _sizes(self: Stepper): # name in a state -> numbers of it in each process, where each has a part
+    found = {f'adamw{i or ""}.{k}': [len(p) for p in parts] for i, (vector, parts) in enumerate(zip(self.vectors, self.parts))
+             for k, v in self.optimizer.state[vector].items() if len(parts) > 1 and torch.is_tensor(v) and v.shape == vector.shape}
+    averages = ('average', 'uncertainty') if self.allocator and self.allocator.sharing.size > 1 else ()
+    return found | {k: self.allocator.sizes for k in averages}
 
 
 @patch
@@ -286,7 +301,8 @@ def _tensors(self: Stepper) -> dict: # name -> tensor, live
 def state(self: Stepper) -> dict: # name -> tensor on the CPU; there they are the run's own, so copy what is to stay
     "All that the steps to come depend on, between two of them"
     if torch.cuda.is_available(): torch.cuda.synchronize() # paged moments are read by the host
-    found = {k: v.detach().cpu() for k, v in self._tensors().items()}
+    sizes = self._sizes()
+    found = {k: (joined(v, sizes[k]) if k in sizes else v.detach()).cpu() for k, v in self._tensors().items()}
     found |= {name: torch.tensor(v) for name, v in self._moments() if isinstance(v, int)} # bitsandbytes counts on the host
     for when, states in (('now', _generators(self.flat.values.device)), ('began', self.began)): found |= {f'{when}.{k}': v for k, v in states.items()}
     used = {k: torch.tensor(int(getattr(self.cfg, k))) for k in ('micro_batch_size', 'gradient_checkpointing')}
@@ -303,9 +319,11 @@ def generators(state: dict, when: str) -> dict: # name -> state of a generator
 def restore(self: Stepper, state: dict): # of `state`, of the same run; `ValueError` if it is another's
     "Stand where another process stood"
     self.optimizer.step() # on no gradient
+    sizes = self._sizes()
     for name, value in self._tensors().items():
-        if name not in state or state[name].shape != value.shape: raise ValueError(f'{name} of the state is not that of this run.')
-        value.copy_(state[name])
+        whole = (sum(sizes[name]),) if name in sizes else value.shape
+        if name not in state or state[name].shape != whole: raise ValueError(f'{name} of the state is not that of this run.')
+        value.copy_(state[name].split(sizes[name])[place().rank] if name in sizes else state[name])
     for i, vector in enumerate(self.vectors):
         moments = self.optimizer.state[vector]
         moments.update({k: state[f'adamw{i or ""}.{k}'].item() for k, v in moments.items() if isinstance(v, int)})
@@ -453,15 +471,19 @@ def _memory_is_short(cfg): return cfg.gradient_checkpointing or cfg.base_storage
 @contextmanager
 def _few_words(model, plan, cfg):
     "Where memory is short: of an embedding that is not the head too, keep only the rows that the run reads"
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head, shared = model.get_input_embeddings(), model.get_output_embeddings(), cfg.base_storage == 'sharded'
     weight = embedding.weight
-    if not _memory_is_short(cfg) or weight.device.type == 'cpu' or weight is head.weight or weight.requires_grad or plan.packs.ids.min() < 0: yield; return # trained itself, or virtual tokens beside it
+    if not _memory_is_short(cfg) or weight.device.type == 'cpu' and not shared or weight is head.weight or weight.requires_grad or plan.packs.ids.min() < 0: yield; return # trained itself, or virtual tokens beside it
     whole, pad = weight.data.cpu(), embedding.padding_idx
     words, ids = plan.packs.ids.unique(return_inverse=True)
-    plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), weight.data[words], None
+    rows = rows_of(embedding, words) if shared else weight.data[words]
+    if shared: looked_up = vars(embedding).pop('forward') # which would gather these rows again
+    plan.packs, weight.data, embedding.padding_idx = plan.packs._replace(ids=ids), rows, None
     torch.cuda.empty_cache() # or the hole counts while the adapter is laid out beside it, the peak of such a run
     try: yield
-    finally: weight.data, embedding.padding_idx = whole.to(weight.device), pad
+    finally:
+        if shared: embedding.forward = looked_up
+        weight.data, embedding.padding_idx = whole.to(weight.device), pad
 
 # %% ../nbs/04_training.ipynb #f8640367
 def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
@@ -482,6 +504,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
         if not warned and (warned := loss_warning(new, stepper.cfg)): print(warned, flush=True)
 
     def take(step): read(step); return stepper.state()
+    together = when_first if stepper.cfg.base_storage == 'sharded' else lambda ask, take: ask(take)
 
     for step, (rate, count) in enumerate(zip(rates[done:], plan.counts[done:]), done + 1):
         for group in stepper.optimizer.param_groups:
@@ -492,7 +515,7 @@ def _loop(stepper, accumulate, finish, rates, on_step, state, keep): # history
         sum_up(stepper.flat.grad, stepper.task)
         finish()
         if step % every == 0 or step in (1, total): read(step)
-        if keep: keep(step, partial(take, step), 5 * stepper.flat.values.nbytes) # the adapter, two moments, two averages
+        if keep: together(lambda take: keep(step, take, 5 * stepper.flat.values.nbytes), partial(take, step)) # the adapter, two moments, two averages
     return history
 
 # %% ../nbs/04_training.ipynb #edeffec6

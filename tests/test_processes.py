@@ -7,6 +7,8 @@ import time
 import pandas as pd
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
+from sharing import losses, state_of, with_state
 
 from medpeft_study.records import read_record
 
@@ -56,6 +58,18 @@ def test_a_base_that_two_processes_share_makes_the_same_run(root, pair):
     for key in ('task_loss', 'penalty', 'reported_loss'): assert [h[key] for h in shared['history']] == pytest.approx([h[key] for h in one['history']], abs=1e-5)
     assert shared['ranks'] == one['ranks'] and shared['config'] == one['config'] | dict(base_storage='sharded')
     assert predictions.nll.to_numpy() == pytest.approx(ones.nll.to_numpy(), abs=1e-4)
+
+
+def test_a_state_is_of_any_number_of_processes_that_share_the_base(root, tmp_path):
+    one = with_state('adalora')
+    save_file(one, tmp_path / 'one.safetensors')
+    done = subprocess.run([*TWO[:-1], 'tests/sharing.py', tmp_path], cwd=root, env=os.environ | dict(OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two = load_file(tmp_path / 'two.safetensors')
+    assert {k: v.shape for k, v in two.items() if k not in ('on', 'prompt')} == {k: v.shape for k, v in one.items()} # whole
+    for found in (two['losses'], two['on'], losses('adalora', state=state_of(two))): assert found.tolist() == pytest.approx(one['losses'].tolist(), abs=1e-5)
+    assert two['prompt'].tolist() == pytest.approx(losses('prompt').tolist(), abs=1e-5)
+    for k in ('adamw.exp_avg', 'adamw.exp_avg_sq', 'average', 'uncertainty'): assert (two[f'state.{k}'] - one[f'state.{k}']).abs().max() < 1e-5 * one[f'state.{k}'].abs().max()
 
 
 def test_what_is_complete_is_not_made_again(root, pair):
