@@ -136,10 +136,11 @@ def measure(cfg: RunConfig,       # resolved, random weights
         seconds, peak = time.perf_counter() - begin, device_peak()
         kernels = kernel_times(lambda: take(range(total - profile, total), *how), profile) if profile else None
         losses = [h['task_loss'] for h in entries(stepper, how[-1], 0, total)]
+        recorded = len(accumulate.graphs)
     return dict(backbone=cfg.backbone, method=cfg.method, rank=cfg.rank, base_storage=cfg.base_storage, optimizer_state=cfg.optimizer_state,
                 gradient_checkpointing=cfg.gradient_checkpointing, batch_size=cfg.batch_size, micro_batch_size=cfg.micro_batch_size, dropout=cfg.dropout,
                 tokens=round(float(np.mean(plan.input_tokens))), filled_tokens=round(sum(plan.sizes) / total), largest=max(plan.sizes),
-                fused=bool(stepper.layers), recorded=len(accumulate.graphs), steps=total - profile, loading=loading, seconds=seconds,
+                fused=bool(stepper.layers), recorded=recorded, steps=total - profile, loading=loading, seconds=seconds,
                 **late(times), ms_gradient=late(gradient)['ms'], ms_sum=late(summing)['ms'] if place().size > 1 else 0., **peak, first_loss=losses[0], last_loss=losses[-1], **(dict(kernels=kernels) if kernels else {}))
 
 # %% ../nbs/08a_measure.ipynb #c346e513

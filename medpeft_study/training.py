@@ -449,8 +449,11 @@ def training(model: nn.Module, # with an adapter, in training mode
         pool = torch.cuda.graph_pool_handle() if stream else None
         accumulate = Replay(stepper.accumulate, stream, pool, [(n,) for n in sorted(set(plan.sizes), reverse=True)])
         finish = Replay(stepper.finish, stream if cfg.optimizer_state == 'float32' else None, pool)
-        with _on(stream): yield stepper, accumulate, finish
-    if stream: torch.cuda.empty_cache() # the recordings' memory
+        try:
+            with _on(stream): yield stepper, accumulate, finish
+        finally: # before the whole embedding comes back
+            for kept in (stepper.optimizer.state, accumulate.graphs, finish.graphs): kept.clear()
+            if device.type == 'cuda': torch.cuda.empty_cache()
 
 # %% ../nbs/04_training.ipynb #5c1632aa
 @contextmanager
