@@ -40,7 +40,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .config import ConfigError, RunConfig, cache_dir, shown
 from .data import file_hash, joined_parts, package_member
-from .processes import end_to_end, place
+from .processes import end_to_end, place, small_buffers
 from .prompts import byte_tokenizer
 
 # %% ../nbs/02_backbones.ipynb #13ac2242
@@ -513,6 +513,7 @@ def built(config: PretrainedConfig, cfg: RunConfig,
     model = meta_model(config)
     to_pack = {id(m) for _, m in linears(model)} if cfg.quantization == 'nf4' else set()
     words = (model.get_input_embeddings(), model.get_output_embeddings()) if cfg.base_storage == 'sharded' else ()
+    if words: small_buffers()
     for name, module in list(model.named_modules()):
         if any(k.endswith('inv_freq') for k, _ in module.named_buffers(recurse=False)): # rotary tables are computed, not loaded
             with device: model.set_submodule(name, type(module)(config))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'LARGE', 'ALONE', 'TOGETHER', 'app', 'of_each', 'apart', 'held', 'timed', 'losses', 'work', 'start', 'end',
-           'said_last', 'results', 'do_jobs', 'loss_job', 'step_job', 'Kept', 'told', 'compare', 'within', 'grid_runs',
-           'timed_grid', 'processes', 'grid']
+           'said_last', 'results', 'alike', 'do_jobs', 'loss_job', 'step_job', 'Kept', 'told', 'compare', 'within',
+           'grid_runs', 'timed_grid', 'processes', 'grid']
 
 # %% ../nbs/08i_scaling.ipynb #2f4b5aef
 import json
@@ -181,16 +181,24 @@ def results(process: subprocess.Popen, # of `start`
         else: time.sleep(.1)
 
 # %% ../nbs/08i_scaling.ipynb #2b57e18f
+def alike(jobs: list # at least one
+          ) -> list:
+    "Those at the front that a group can do: what NCCL holds is settled once a process, by whether the base is shared"
+    shared = [job['of'].get('params', {}).get('base_storage') == 'sharded' for job in jobs]
+    return jobs[:[*shared, not shared[0]].index(not shared[0])]
+
+
 def do_jobs(jobs: list, size: int, found: Callable, # called with a job and what was found
             limit: float = 90, env: dict = {}, go: Optional[threading.Event] = None): # to wait for; None not to
     "Do jobs in a group of processes, and in another where one fails"
     while jobs:
+        mine = alike(jobs)
         with tempfile.TemporaryDirectory() as tmp:
-            process = start(jobs, size, Path(tmp), dict(MEDPEFT_PATIENCE_SECONDS=f'{limit:g}', GLOO_SOCKET_IFNAME='lo') | env) # a machine's own name may be unknown to it
+            process = start(mine, size, Path(tmp), dict(MEDPEFT_PATIENCE_SECONDS=f'{limit:g}', GLOO_SOCKET_IFNAME='lo') | env) # a machine's own name may be unknown to it
             try:
                 if go: go.wait()
                 (Path(tmp) / 'go').touch()
-                for n, (job, point) in enumerate(results(process, jobs, Path(tmp), limit), 1): found(job, point)
+                for n, (job, point) in enumerate(results(process, mine, Path(tmp), limit), 1): found(job, point)
                 if 'error' not in point: process.wait(20)
             except subprocess.TimeoutExpired: pass # what it has found is there
             finally: end(process)
@@ -219,7 +227,7 @@ _SHARED = [step_job(*how, 16, base_storage='sharded') for how in (
     ('llama3-8b', 'qlora', 'packed'), ('llama3-8b', 'adalora', 'packed'), ('llama3-8b', 'qlora', 'recomputed'), ('qwen2-7b', 'qlora', 'packed'), ('qwen2-7b', 'qlora', 'recomputed'))]
 _LARGE = [step_job('qwen2.5-32b', 'qlora', 'recomputed', 16, base_storage='sharded')]
 ALONE = [_LLAMA[:2] + _LESS + _LLAMA[2:] + _FIFTY[:1] + _WHOLE[:1], _QWEN[:2] + _LESS_QWEN + _QWEN[2:] + _FIFTY[1:] + _WHOLE[1:]] # by GPU
-TOGETHER = [*_FIFTY, *_LLAMA[:2], *_LESS, *_LLAMA[2:], *_SHARED, *_LARGE, *_QWEN[:2], *_LESS_QWEN, *_QWEN[2:], *_WHOLE]
+TOGETHER = [*_FIFTY, *_LLAMA[:2], *_LESS, *_LLAMA[2:], *_QWEN[:2], *_LESS_QWEN, *_QWEN[2:], *_WHOLE, *_SHARED, *_LARGE]
 
 # %% ../nbs/08i_scaling.ipynb #08ada4f4
 class Kept:

@@ -453,7 +453,7 @@ def training(model: nn.Module, # with an adapter, in training mode
             with _on(stream): yield stepper, accumulate, finish
         finally: # before the whole embedding comes back
             for kept in (stepper.optimizer.state, accumulate.graphs, finish.graphs): kept.clear()
-            if device.type == 'cuda': torch.cuda.empty_cache()
+            if device.type == 'cuda': torch._C._cuda_clearCublasWorkspaces(); torch.cuda.empty_cache() # a stream's own would stay, training after training
 
 # %% ../nbs/04_training.ipynb #5c1632aa
 @contextmanager
