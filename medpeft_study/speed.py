@@ -648,7 +648,8 @@ def beside(points: list # of processes.json
            ) -> list:   # (point of one process or None, point of several), in the order of the registries
     "What is to be compared; one GPU has no other to share a base with"
     one = {p['name']: p for p in points if p['processes'] == 1}
-    return [(one.get(p['name'].replace(' sharded', '')), p) for found in in_groups(points).values() for p in found if p['processes'] > 1]
+    place = lambda p: (is_shared(p), list(MODES).index(p['mode']) if p.get('mode') in MODES else 0, p['batch_size'])
+    return [(one.get(p['name'].replace(' sharded', '')), p) for found in in_groups(points).values() for p in sorted(found, key=place) if p['processes'] > 1]
 
 
 def is_shared(point: dict) -> bool: return point['base_storage'] == 'sharded'
@@ -802,7 +803,8 @@ PARTS = dict( # name of tables and figures, behind `speed_`
     scaling=Part('On two GPUs', 'The same step with its rows dealt out to two GPUs of one machine.', 'processes', said_scaling, table_scaling,
                  FigureSpec(scaling_figure, 'One GPU and two', 'Stacked horizontal bars, two for each configuration, of the time that a step spends on its gradient, on the sum over the processes and on the rest, '
                             'with a mark at half of one GPU.')),
-    shared=Part('A base that two GPUs share', 'Each holds its part of every packed layer, and a row of a step belongs to one of them.', 'processes', said_shared),
+    shared=Part('A base that two GPUs share', 'Each holds its part of every packed layer, of embedding and head, of AdamW\'s moments and AdaLoRA\'s averages, and a row of a step belongs to one of them. '
+                'The adapter, its gradient and what CUDA and NCCL take are whole on each: the less a mode takes in all, the smaller the part of it that is divided.', 'processes', said_shared),
     same=Part('Whether two GPUs compute the same', 'The small model on real questions, the same rows, seed and global batch.', 'processes', None, table_losses, holds='losses'),
     grid=Part('Many runs on two GPUs', 'A grid of small runs by the study engine.', 'processes', said_grid, holds='grid'),
     evaluation=Part('Evaluation', 'How long it takes to score the validation items.', 'evaluation', None, table_evaluation),

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPACE', 'OWN', 'RUNGS', 'WHOLE', 'ends', 'space', 'paper_setting', 'values', 'space_frame', 'Tuning', 'Files',
            'validation_loss', 'rungs', 'weight_sums', 'Ground', 'open_study', 'spent', 'next_trial', 'make_trial',
-           'tuning_result', 'stored', 'run_tuning', 'in_words', 'trial_line', 'cost_rows', 'cost_table', 'write_result']
+           'tuning_result', 'stored', 'run_tuning', 'in_words', 'trial_line', 'cost_rows', 'cost_table', 'write_result',
+           'said_cost', 'cost_figure']
 
 # %% ../nbs/08j_tuning.ipynb #abbe33ee
 import hashlib
@@ -26,6 +27,7 @@ import optuna
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -38,9 +40,11 @@ from .checkpoints import hold, let_go, whole_file
 from .config import AdapterFields, ConfigError, PROTOCOL_VERSION, RunConfig, report_paths, run_id
 from .data import load_items, scored_splits, split_items
 from .evaluation import Tree, item_trees, score_trees, token_loss
+from .figures import _end_labels, _panels, styled
 from .fused import fused
 from .prompts import encode_item
 from .records import device_name, provenance, write_json
+from .reporting import PALETTE
 from .study import OUTSIDE, command, run_config
 from .tables import Column, Table, markdown
 from .training import TrainingError, release_memory, train, train_within_memory
@@ -354,7 +358,7 @@ def cost_rows(result: dict # of `tuning_result`
               ) -> list:   # of dicts, one a method
     "What tuning took, and what it gave"
     rows, equal = [], min(len(m['trials']) for m in result['methods'].values())
-    for name, found in result['methods'].items():
+    for name, found in sorted(result['methods'].items(), key=lambda m: list(METHODS).index(m[0])):
         trials = found['trials'][:equal]
         whole, steps = [t for t in trials if t['state'] == 'complete'], sum(t['steps'] for t in trials)
         count = {s: sum(t['state'] == s for t in trials) for s in ('complete', 'pruned', 'diverged')}
@@ -388,3 +392,30 @@ def write_result(result: dict, where: Files) -> dict: # the same
     if any(m['trials'] for m in result['methods'].values()):
         with whole_file(where.table) as tmp: tmp.write_text(markdown(cost_table(result)), encoding='utf-8')
     return result
+
+# %% ../nbs/08j_tuning.ipynb #e723012d
+def said_cost(result: dict # of `tuning_result`
+              ) -> list:   # sentences
+    "What is between the methods at the paper's setting, and at each one's best"
+    first, *others = [row for row in cost_rows(result) if row['best'] is not None and row['paper'] is not None]
+    ends = lambda row, k: f"{row[k] - first[k]:+.3f} nats"
+    return [f"{row['method']} against {first['method']}: {ends(row, 'paper')} at the paper's setting, {ends(row, 'best')} at each one's best of {row['trials']} trials, which took {row['runs']:.1f} and {first['runs']:.1f} whole runs." for row in others]
+
+# %% ../nbs/08j_tuning.ipynb #ac2eb38b
+@styled
+def cost_figure(result: dict # of `tuning_result`
+                ) -> Figure: # a line a method
+    "The best loss so far against what was spent"
+    fig, ((ax,),) = _panels(1, 1, 2.6)
+    equal, ends = min(len(m['trials']) for m in result['methods'].values()), []
+    for name, found in result['methods'].items():
+        trials, color = found['trials'][:equal], PALETTE[list(METHODS).index(name) % len(PALETTE)]
+        spent = np.cumsum([t['steps'] for t in trials]) / found['run_steps']
+        loss = np.array([t['loss'] if t['state'] == 'complete' else np.nan for t in trials])
+        best = np.fmin.accumulate(loss)
+        ax.plot(spent, loss, 'o', ms=4, color=color, alpha=.5, mec='none')
+        ax.step(spent, best, where='post', color=color)
+        ends.append((spent[-1], best[-1], METHODS[name].title, color))
+    ax.set(xlabel='optimizer steps, in whole runs', ylabel='validation loss (nats a token)', xlim=(0, None))
+    _end_labels({ax: ends})
+    return fig

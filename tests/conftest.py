@@ -18,7 +18,7 @@ from medpeft_study.config import make_config, project_root
 from medpeft_study.prompts import Encoded
 
 
-LONG = ('test_processes', 'test_engine', 'test_resume', 'test_site', 'test_report', 'test_reproducible', 'test_run', 'test_bench') # files that take minutes
+LONG = ('test_processes', 'test_engine', 'test_resume', 'test_harness', 'test_site', 'test_report', 'test_reproducible', 'test_run', 'test_bench') # files that take minutes
 
 
 def pytest_collection_modifyitems(items):

@@ -23,11 +23,11 @@ def items():
     return [row for row in rows if len(row['question']) + sum(map(len, row['choices'])) < 330][:200]
 
 
-@pytest.mark.parametrize('method, backbone, plain', [('adalora', 'toy-gemma3', True), ('qlora', 'toy-llama', False)])
-def test_the_harness_answers_as_we_do(items, tmp_path, method, backbone, plain):
+@pytest.mark.parametrize('method, backbone, spread, plain', [('adalora', 'toy-gemma3', .5, True), ('qlora', 'toy-llama', .5, False), ('qlora', 'smollm2-135m', .02, False)])
+def test_the_harness_answers_as_we_do(items, tmp_path, method, backbone, spread, plain):
     cfg = resolve_adapter(resolve_backbone(resolve_data(replace(make_config('mini', method), backbone=backbone, device='cpu', rank=4, target_rank=2))))
     model, tokenizer = attach(load_backbone(cfg)[0], cfg).eval(), load_tokenizer(cfg)
-    for i, p in enumerate(p for p in model.parameters() if p.requires_grad): torch.nn.init.normal_(p.data, std=.5, generator=torch.Generator().manual_seed(i))
+    for i, p in enumerate(p for p in model.parameters() if p.requires_grad): torch.nn.init.normal_(p.data, std=spread, generator=torch.Generator().manual_seed(i))
     tasks = write_tasks(items, 'phenotype-qa', tmp_path / 'tasks', tokenizer)
     ours = predict(model, tokenizer, items, cfg)
     results, samples = harness_results(model.get_base_model(), tokenizer, tmp_path / 'tasks', tasks)
