@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['FILES', 'TARGETS', 'CONTENDERS', 'PATHS', 'PARTS', 'PREFIX', 'BenchError', 'read_bench', 'load_bench', 'absent',
-           'first_line', 'failed_notes', 'source_note', 'mode_of', 'memory', 'in_groups', 'Target', 'of_step',
-           'said_first', 'protocol_count', 'verdict', 'table_targets', 'contender_rows', 'table_contenders', 'front',
-           'label_beside', 'log_axis', 'contenders_figure', 'fastest', 'said_contenders', 'said_cpu', 'table_steps',
-           'slope', 'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure', 'differences',
-           'said_trajectories', 'parity_figure', 'parity_rows', 'table_parity', 'said_resumed', 'table_evaluation',
-           'planner_figure', 'said_planner', 'beside', 'is_shared', 'step_parts', 'efficiency', 'table_scaling',
-           'said_scaling', 'scaling_figure', 'table_losses', 'said_shared', 'said_grid', 'Part', 'said_targets',
-           'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
+           'first_line', 'failed_notes', 'source_note', 'mode_of', 'memory', 'in_groups', 'beside', 'is_shared',
+           'Target', 'of_step', 'said_first', 'protocol_count', 'verdict', 'table_targets', 'contender_rows',
+           'table_contenders', 'front', 'label_beside', 'log_axis', 'contenders_figure', 'fastest', 'said_contenders',
+           'said_cpu', 'table_steps', 'slope', 'growth_figure', 'profile_label', 'kernel_shares', 'profile_figure',
+           'differences', 'said_trajectories', 'parity_figure', 'parity_rows', 'table_parity', 'said_resumed',
+           'table_evaluation', 'planner_figure', 'said_planner', 'step_parts', 'efficiency', 'table_scaling',
+           'said_scaling', 'scaling_figure', 'table_losses', 'said_same', 'said_shared', 'said_grid', 'Part',
+           'said_targets', 'parts_of', 'missing', 'build_parts', 'write_speed', 'speed_numbers']
 
 # %% ../nbs/07h_speed.ipynb #89f2c687
 import json
@@ -134,14 +134,26 @@ def in_groups(points: list # with backbone and method
         groups.setdefault(f"{p.get('title') or title(BACKBONES, p['backbone'])}, {title(METHODS, p['method'])}", []).append(p)
     return groups
 
+# %% ../nbs/07h_speed.ipynb #6b315c8e
+def beside(points: list # of processes.json
+           ) -> list:   # (point of one process or None, point of several), in the order of the registries
+    "What is to be compared; one GPU has no other to share a base with"
+    one = {p['name']: p for p in points if p['processes'] == 1}
+    place = lambda p: (is_shared(p), list(MODES).index(p['mode']) if p.get('mode') in MODES else 0, p['batch_size'])
+    return [(one.get(p['name'].replace(' sharded', '')), p) for found in in_groups(points).values() for p in sorted(found, key=place) if p['processes'] > 1]
+
+
+def is_shared(point: dict) -> bool: return point['base_storage'] == 'sharded'
+
 # %% ../nbs/07h_speed.ipynb #634f5092
 @dataclass(frozen=True)
 class Target:
     "An upper bound that was asked for"
     title: str         # of what
     limit: float       # measured must not be above it
-    unit: str          # ms, GiB, s or x
+    unit: str          # ms, GiB, s, % or x
     measured: Callable # bench -> number, or None where it was not measured
+    file: str = 'steps' # key of what `load_bench` returns
 
 
 def of_step(bench, key: str, backbone: str, method: str, mode: str) -> Optional[float]: # of the points that are cut so, the median
@@ -167,6 +179,13 @@ def _epoch(method): # seconds of a whole epoch of the small model, recording and
     def found(bench):
         values = [p['seconds'] for p in bench.get('steps', {}).get('points', []) if (p['backbone'], p['method'], p['steps']) == ('smollm2-135m', method, _EPOCH)]
         return min(values, default=None)
+    return found
+
+
+def _shared(mode): # % of one GPU's peak, of the backbone and method that share least
+    def found(bench):
+        pairs = [(one, two) for one, two in beside(bench.get('processes', {}).get('points', [])) if one and is_shared(two) and two['mode'] == mode]
+        return max((100 * memory(two) / memory(one) for one, two in pairs), default=None)
     return found
 
 
@@ -201,8 +220,9 @@ TARGETS = (
     Target('AdaLoRA, fast, over QLoRA', 1.2, 'x', _ratio('fast')),
     Target('AdaLoRA, lean, over QLoRA', 1.3, 'x', _ratio('lean')),
     Target('AdaLoRA, lean', 9.5, 'GiB', _step('device_gib', 'adalora', 'lean')),
+    *(Target(f'Base shared by two GPUs, {m}, over one GPU', 60, '%', _shared(m), 'processes') for m in ('packed', 'recomputed')),
     *(Target(f'SmolLM2-135M, {_EPOCH} steps of {METHODS[m].title}', 20, 's', _epoch(m)) for m in ('qlora', 'adalora')),
-    *(Target(f'{BACKBONES[b].title}, evaluation of {_ITEMS} items by both protocols', 10, 's', _evaluated(b)) for b in ('llama3-8b',)))
+    *(Target(f'{BACKBONES[b].title}, evaluation of {_ITEMS} items by both protocols', 10, 's', _evaluated(b), 'evaluation') for b in ('llama3-8b',)))
 
 
 def verdict(target: Target, measured: Optional[float]) -> str: # held, missed or not measured
@@ -219,8 +239,8 @@ def table_targets(bench: dict) -> Table: # of `load_bench`
     columns = (Column('Of', {'target': '{}'}), Column('At most', {'limit': '{:g}', 'unit': ' {}'}), Column('Measured', {'measured': '{:.4g}', 'unit': ' {}'}),
                Column('Of the limit, %', {'share': '{:.0f}'}), Column('Verdict', {'verdict': '{}'}))
     notes = ('A step of 16 rows on Llama-3-8B of random weights, where no backbone is named. Modes: see the table of all steps. Over QLoRA: the ratio of two steps\' times.',
-             'Memory: the peak on the device, CUDA\'s context included. An epoch is clocked from its first step to its last, kernels compiled and steps recorded on the way.', *said_first(bench),
-             *filter(None, [source_note(bench[k], k.capitalize()) for k in ('steps', 'evaluation') if k in bench]))
+             'Memory: the peak on the device, CUDA\'s context included; where the base is shared, of the backbone and method that it helps least. An epoch is clocked from its first step to its last, kernels compiled and steps recorded on the way.', *said_first(bench),
+             *filter(None, [source_note(bench[k], k.capitalize()) for k in ('steps', 'processes', 'evaluation') if k in bench]))
     return Table('speed_targets', 7, 'What was asked for, and what was measured', pd.DataFrame(rows, dtype=object), columns, notes)
 
 # %% ../nbs/07h_speed.ipynb #e92d7f38
@@ -644,17 +664,6 @@ def said_planner(bench: dict # with planner
     return [f'{(error <= _BAND).sum()} of {len(error)} points are predicted within {100 * _BAND:.0f} % in memory; the largest error is {100 * error.max():.1f} %.']
 
 # %% ../nbs/07h_speed.ipynb #fede7cde
-def beside(points: list # of processes.json
-           ) -> list:   # (point of one process or None, point of several), in the order of the registries
-    "What is to be compared; one GPU has no other to share a base with"
-    one = {p['name']: p for p in points if p['processes'] == 1}
-    place = lambda p: (is_shared(p), list(MODES).index(p['mode']) if p.get('mode') in MODES else 0, p['batch_size'])
-    return [(one.get(p['name'].replace(' sharded', '')), p) for found in in_groups(points).values() for p in sorted(found, key=place) if p['processes'] > 1]
-
-
-def is_shared(point: dict) -> bool: return point['base_storage'] == 'sharded'
-
-
 def step_parts(point: dict) -> dict: # part -> ms
     "Where the time of a step goes"
     gradient, sums = max(e['ms_gradient'] for e in point['each']), min(e['ms_sum'] for e in point['each'])
@@ -747,6 +756,22 @@ def table_losses(bench: dict # with processes, of which `losses`
     notes = ('Profile mini. Losses apart: of one GPU and of two, step by step. Equal: the adapter, to the bit, and the ranks of both processes at the end.', *filter(None, [source_note(bench['processes'])]))
     return Table('speed_losses', 13, 'The same run on one GPU and on two', frame, columns, notes)
 
+# %% ../nbs/07h_speed.ipynb #90d34e75
+def said_same(bench: dict # with processes, of which `losses`, and maybe parity
+              ) -> list:  # a sentence a run
+    "Whether two GPUs are further from one than one GPU is from itself: computed by another path, or with another seed"
+    parity, said = bench.get('parity', {}), []
+    paths, seeds = differences(parity.get('trajectories', [])), in_groups(parity.get('mini', []))
+    for one, two in beside(bench['processes']['losses']):
+        if not one: continue
+        group, far = next(iter(in_groups([two]))), np.abs(np.array(two['losses']) - one['losses']).mean()
+        spread = [p['val_loss'] for p in seeds.get(group, []) if p['path'] == 'fast']
+        if 'val_loss' in two and len(spread) > 1: said.append(f"{group}: validation losses {abs(two['val_loss'] - one['val_loss']):.4f} nats apart; {len(spread)} seeds on one GPU differ by {np.std(spread, ddof=1):.4f} (standard deviation).")
+        elif two['dropout'] == 0 and {'fast', 'eager bfloat16'} <= set(paths.get(group, {})):
+            path = np.abs(paths[group]['fast'] - paths[group]['eager bfloat16']).mean()
+            said.append(f"{group}: over {two['steps']} steps {far:.4f} nats apart in the mean; two ways to compute the steps in bfloat16 on one GPU, {path:.4f}.")
+    return said
+
 # %% ../nbs/07h_speed.ipynb #9f4d5d68
 def said_shared(bench: dict # with processes
                 ) -> list:  # a sentence a point
@@ -805,7 +830,7 @@ PARTS = dict( # name of tables and figures, behind `speed_`
                             'with a mark at half of one GPU.')),
     shared=Part('A base that two GPUs share', 'Each holds its part of every packed layer, of embedding and head, of AdamW\'s moments and AdaLoRA\'s averages, and a row of a step belongs to one of them. '
                 'The adapter, its gradient and what CUDA and NCCL take are whole on each: the less a mode takes in all, the smaller the part of it that is divided.', 'processes', said_shared),
-    same=Part('Whether two GPUs compute the same', 'The small model on real questions, the same rows, seed and global batch.', 'processes', None, table_losses, holds='losses'),
+    same=Part('Whether two GPUs compute the same', 'The small model on real questions, the same rows, seed and global batch. Two GPUs sum in another order, which bfloat16 shows; they should be no further from one GPU than it is from itself.', 'processes', said_same, table_losses, holds='losses'),
     grid=Part('Many runs on two GPUs', 'A grid of small runs by the study engine.', 'processes', said_grid, holds='grid'),
     evaluation=Part('Evaluation', 'How long it takes to score the validation items.', 'evaluation', None, table_evaluation),
     planner=Part('What the planner foresees', 'Peak memory and time of a step as `medpeft plan` predicts them from shapes alone, against what was measured.', 'planner', said_planner, None,
@@ -859,7 +884,7 @@ def speed_numbers(bench: dict # of `load_bench`
     found, tidy = {}, lambda x: float(f'{x:.6g}')
     def add(name, value, file, **more):
         if value is not None: found[f'speed/{name}'] = dict(value=tidy(value), file=f'bench/{file}.json', **more)
-    for t in TARGETS: add(f'targets/{_slug(t.title)}/{t.unit.lower()}', t.measured(bench), 'evaluation' if 'evaluation' in t.title else 'steps', limit=t.limit, reading=verdict(t, t.measured(bench)))
+    for t in TARGETS: add(f"targets/{_slug(t.title)}/{t.unit.lower().replace('%', 'percent')}", t.measured(bench), t.file, limit=t.limit, reading=verdict(t, t.measured(bench)))
     for p in bench.get('steps', {}).get('points', []):
         for key, unit in (('ms', 'ms'), ('device_gib', 'gib')): add(f"{p['backbone']}/{p['method']}/{mode_of(p)}/{unit}", of_step(bench, key, p['backbone'], p['method'], mode_of(p)) if mode_of(p) else None, 'steps')
     for file in ('contenders', 'cpu'):
