@@ -27,6 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, NullLocator
 import seaborn as sns
 
@@ -726,6 +727,7 @@ def scaling_figure(bench: dict # with processes
     pairs = [(one, two) for one, two in beside(bench['processes']['points']) if one and not is_shared(two)]
     fig, ((ax,),) = _panels(1, 1, 1. + .5 * len(pairs))
     shades, ticks = dict(zip(_PARTS, sns.color_palette('mako', len(_PARTS)))), {}
+    on_bars = [withStroke(linewidth=3, foreground='white')]
     for i, (one, two) in enumerate(pairs):
         for y, p in ((2.6 * i, one), (2.6 * i + 1, two)):
             start = 0.
@@ -733,11 +735,11 @@ def scaling_figure(bench: dict # with processes
                 ax.barh(y, ms, left=start, color=shades[part], edgecolor='white', lw=.8, height=.86)
                 start += ms
             ax.annotate(f"{p['ms']:,.0f} ms" + (f', {100 * efficiency(one, two):.0f} %' if p is two else ''), (start, y), (4, 0), textcoords='offset points', va='center')
-        ax.plot([one['ms'] / two['processes']] * 2, [2.6 * i + .5, 2.6 * i + 1.5], color='.2', lw=1, ls=':')
+        ax.plot([one['ms'] / two['processes']] * 2, [2.6 * i + .5, 2.6 * i + 1.5], color='.2', lw=1.2, path_effects=on_bars)
         ticks[2.6 * i + .5] = f"{title(BACKBONES, two['backbone'])}, {title(METHODS, two['method'])},\n{two['mode']}, {two['batch_size']} rows"
     ax.set(yticks=list(ticks), yticklabels=list(ticks.values()), xlim=(0, 1.25 * max([one['ms'] for one, _ in pairs], default=1)), ylim=(2.6 * len(pairs) - .8, -.8), xlabel='step (ms); above on one GPU, below on two')
     ax.tick_params(axis='y', length=0)
-    fig.legend(handles=[*(Patch(color=shades[k], label=label) for k, label in _PARTS.items()), Line2D([], [], color='.2', lw=1, ls=':', label='half of one GPU')], ncols=2, loc='outside lower center', handlelength=1.2, columnspacing=1.6)
+    fig.legend(handles=[*(Patch(color=shades[k], label=label) for k, label in _PARTS.items()), Line2D([], [], color='.2', lw=1.2, label='half of one GPU')], ncols=2, loc='outside lower center', handlelength=1.2, columnspacing=1.6)
     return fig
 
 # %% ../nbs/07h_speed.ipynb #d3a5fa2b
@@ -779,9 +781,15 @@ def said_shared(bench: dict # with processes
     said = []
     for one, two in beside(bench['processes']['points']):
         if not is_shared(two): continue
-        same = f"{100 * memory(two) / memory(one):.0f} % of one GPU's peak, its loss {abs(two['first_loss'] - one['first_loss']):.1e} nats from one GPU's at the first step and {abs(two['last_loss'] - one['last_loss']):.1e} at the last" if one else f"{memory(two):.1f} GiB at the peak"
-        said.append(f"{next(iter(in_groups([two])))}, {two['mode']}: each GPU holds {100 * two['share_held']:.0f} % of the packed base; {same}; {two['ms']:.0f} ms a step.")
+        far = lambda k: f'{abs(two[k] - one[k]):.1e} nats from' if two[k] != one[k] else 'equal to'
+        same = f"{100 * memory(two) / memory(one):.0f} % of one GPU's peak; its loss is {far('first_loss')} one GPU's at the first step and {far('last_loss')} it at the last" if one else f"{memory(two):.1f} GiB at the peak"
+        said.append(f"{next(iter(in_groups([two])))}, {two['mode']}: each GPU holds {100 * two['share_held']:.0f} % of the packed base; {same}; {two['ms']:.0f} ms a step{_busy(two)}.")
     return said
+
+
+def _busy(point): # what the GPU does of a step that is not recorded
+    spent = {k['group']: k['ms'] for k in point.get('kernels', [])}
+    return f", {sum(spent.values()):.0f} of them in kernels ({spent.get('between processes', 0.):.0f} in NCCL's, waiting included), the others waiting for the host" if spent else ''
 
 
 def said_grid(bench: dict # with processes, of which `grid`

@@ -366,20 +366,19 @@ def cost_rows(result: dict # of `tuning_result`
         best = min(whole, key=lambda t: t['loss'], default=None)
         row = dict(method=METHODS[name].title, trials=len(trials), **count, steps=steps, runs=steps / found['run_steps'],
                    seconds=sum(t['seconds'] for t in trials), paper=paper)
-        if best: row |= dict(best=best['loss'], stderr=best['stderr'], gain=None if paper is None else paper - best['loss'],
-                             setting=in_words(best['params']), command=best['command'])
-        rows.append(dict.fromkeys(('best', 'stderr', 'gain', 'setting', 'command')) | row)
+        if best: row |= dict(best=best['loss'], stderr=best['stderr'], gain=None if paper is None else paper - best['loss'], command=best['command'])
+        rows.append(dict.fromkeys(('best', 'stderr', 'gain', 'command')) | row)
     return rows
 
 # %% ../nbs/08j_tuning.ipynb #236b7c9e
 def cost_table(result: dict) -> Table:
     "The price and the prize of tuning, a row a method"
     rows = cost_rows(result)
-    whole = {k: '{:,.0f}' for k in ('trials', 'complete', 'pruned', 'diverged', 'steps', 'seconds')}
-    columns = [Column('method', dict(method='{}')), *(Column('dropped' if k == 'pruned' else k, {k: f}) for k, f in whole.items()), Column('in whole runs', dict(runs='{:.1f}'))]
+    columns = [Column('method', dict(method='{}')), Column('trials', dict(trials='{}')), Column('whole, dropped, diverged', dict(complete='{}', pruned=', {}', diverged=', {}')),
+               Column('seconds', dict(seconds='{:,.0f}')), Column('whole runs', dict(runs='{:.1f}'))]
     columns += [Column('paper', dict(paper='{:.4f}'), 'validation loss'), Column('best', dict(best='{:.4f}', stderr=' ± {:.4f}'), 'validation loss'),
-                Column('gain', dict(gain='{:.4f}'), 'validation loss'), Column('best setting', dict(setting='{}'))]
-    notes = [f"Each method has {rows[0]['trials']} trials, the paper's setting the first of them; a dropped trial was worse at {', '.join(f'{r:.0%}' for r in result['rungs'])} of its steps than half of the finished ones.",
+                Column('gain', dict(gain='{:.4f}'), 'validation loss')]
+    notes = [f"Each method has {rows[0]['trials']} trials, the paper's setting the first of them; whole runs: the steps of all of them over those of one. A dropped trial was worse at {', '.join(f'{r:.0%}' for r in result['rungs'])} of its steps than half of the finished ones.",
              'Loss over the answers of the validation rows in nats a token, ± its standard error over the rows. The test rows were not scored.',
              'The best of many trials is chosen on the rows that it is scored on: what it is worth is said by runs with other seeds, and by the test rows.',
              *(f"{r['method']}: {r['command']}" for r in rows if r['command'])]
@@ -413,7 +412,7 @@ def cost_figure(result: dict # of `tuning_result`
         spent = np.cumsum([t['steps'] for t in trials]) / found['run_steps']
         loss = np.array([t['loss'] if t['state'] == 'complete' else np.nan for t in trials])
         best = np.fmin.accumulate(loss)
-        ax.plot(spent, loss, 'o', ms=4, color=color, alpha=.5, mec='none')
+        ax.plot(spent, loss, 'o', ms=5, color=color, alpha=.6, mec='none')
         ax.step(spent, best, where='post', color=color)
         ends.append((spent[-1], best[-1], METHODS[name].title, color))
     ax.set(xlabel='optimizer steps, in whole runs', ylabel='validation loss (nats a token)', xlim=(0, None))
