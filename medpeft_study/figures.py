@@ -6,9 +6,10 @@
 __all__ = ['WIDTH', 'STYLE', 'SMOOTH', 'LONG', 'FIGURES', 'arm_looks', 'luminance', 'ink', 'styled', 'leading', 'spread', 'short',
            'free_place', 'boxes', 'faults', 'rate_arms', 'gaps', 'gap_rows', 'overview', 'smoothed', 'loss_curves',
            'losses', 'parameters', 'budget', 'rank_map', 'rank_maps', 'trivial', 'domain_scores', 'domain_title',
-           'domains', 'cost', 'FigureSpec', 'available', 'save_figure', 'draw_figures', 'write_figures']
+           'domains', 'cost', 'FigureSpec', 'available', 'save_figure', 'shown', 'draw_figures', 'write_figures']
 
 # %% ../nbs/07e_figures.ipynb #dad7ee9a
+import io
 import textwrap
 from dataclasses import dataclass
 from functools import wraps
@@ -18,7 +19,9 @@ from typing import Callable, Optional
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
+from IPython.display import Image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -668,6 +671,15 @@ def save_figure(fig: Figure,    # of one of the functions above
         for path, (kind, metadata) in zip(paths, without.items()):
             with whole_file(path) as tmp: fig.savefig(tmp, format=kind, dpi=150, metadata=said | metadata)
     return paths
+
+# %% ../nbs/07e_figures.ipynb #dae85ac8
+def shown(fig: Figure # of one of the functions above
+          ) -> Image: # PNG
+    "A figure as an output of a notebook"
+    whole, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(whole, format='png', bbox_inches='tight')
+    PIL.Image.open(whole).convert('RGB').quantize(dither=PIL.Image.Dither.NONE).save(small, 'PNG', optimize=True)
+    return Image(small.getvalue())
 
 # %% ../nbs/07e_figures.ipynb #dac8f325
 def draw_figures(records: list # of `load_records`

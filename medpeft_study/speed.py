@@ -189,7 +189,7 @@ def _shared(mode): # % of one GPU's peak, of the backbone and method that share 
         return max((100 * memory(two) / memory(one) for one, two in pairs), default=None)
     return found
 
-
+# %% ../nbs/07h_speed.ipynb #69794b73
 _COMPILED = 1 # s of compiling above which a process was its machine's first
 
 
