@@ -18,10 +18,9 @@ from matplotlib.ticker import NullLocator
 
 from .adapters import METHODS
 from .comparison import SMALLEST, compare
-from .figures import FigureSpec, WIDTH, ink, styled
+from .figures import FigureSpec, WIDTH, ink, method_color, styled
 from .frames import EVERY_METHOD, runs_frame
 from .methods import TUNED
-from .reporting import PALETTE
 from .tables import Column, Table, mean_and_spread
 
 # %% ../nbs/07p_every_method.ipynb #ee89028e
@@ -65,9 +64,6 @@ def table_methods(rows: list # of `method_rows`, not empty
         f'Training: median of the runs, which shared a GPU with many others ({devices}): times compare methods at best.'))
 
 # %% ../nbs/07p_every_method.ipynb #91726cc9
-def _color(method): return PALETTE[list(METHODS).index(method) % len(PALETTE)]
-
-
 @styled
 def every_method(records: list # of `method_records`, with QLoRA's
                  ) -> Figure:   # two panels with the same rows
@@ -79,7 +75,7 @@ def every_method(records: list # of `method_records`, with QLoRA's
     left.axvspan(middle - SMALLEST['loss'], middle + SMALLEST['loss'], color='.9', zorder=0)
     for y, name in enumerate(names):
         part = runs[runs.method == name]
-        color, bits = _color(name), records[next(i for i, r in enumerate(records) if r['config']['method'] == name)]['config']['quantization']
+        color, bits = method_color(name), records[next(i for i, r in enumerate(records) if r['config']['method'] == name)]['config']['quantization']
         mark = dict(s=26, marker='o' if bits == 'nf4' else 's', facecolor=color, edgecolor=ink(color), linewidth=.6, zorder=3, clip_on=False)
         left.scatter(part.loss, [y] * len(part), **mark)
         left.annotate(f'{part.loss.mean():.3f}', (part.loss.max(), y), (7, 0), textcoords='offset points', va='center', color=ink(color))
@@ -114,7 +110,7 @@ def tried_rates(records: list # with some that `swept` finds
     columns = 5
     fig, axes = plt.subplots(-(-len(names) // columns), columns, figsize=(WIDTH, 1.15 * -(-len(names) // columns) + .5), layout='constrained', sharex=True, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, names):
-        part, color = runs[runs.method == name], _color(name)
+        part, color = runs[runs.method == name], method_color(name)
         best = part.loc[part.loss.idxmin()]
         ax.plot(part.lr, part.loss, color=color, marker='o', markersize=3)
         ax.annotate(f'{best.loss:.2f}', (best.lr, best.loss), (0, -5), textcoords='offset points', ha='center', va='top', color=ink(color))

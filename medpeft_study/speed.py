@@ -34,7 +34,7 @@ import seaborn as sns
 from .adapters import METHODS
 from .backbones import BACKBONES
 from .comparison import _slug
-from .figures import FigureSpec, _box, _dots, _key, _panels, free_place, ink, luminance, save_figure, short, styled
+from .figures import FigureSpec, _box, _dots, _key, _panels, free_place, ink, luminance, method_color, save_figure, short, styled
 from .frames import records_base, title
 from .planning import MODES, error_table
 from .reporting import PALETTE
@@ -457,7 +457,7 @@ def _grown(ax, points, key): # of one axis; the slopes by method
     for method in METHODS:
         mine = sorted([p for p in points if p['method'] == method and p.get(key)], key=lambda p: p['x'])
         if not mine: continue
-        xs, ys, look = [p['x'] for p in mine], [p[key] for p in mine], dict(color=PALETTE[list(METHODS).index(method)], marker=_SHAPES[method])
+        xs, ys, look = [p['x'] for p in mine], [p[key] for p in mine], dict(color=method_color(method), marker=_SHAPES[method])
         ax.plot(xs, ys, color=look['color'], linestyle=_DASHES[method], lw=1.2, zorder=2)
         _dots(ax, xs, ys, look, label=f'{method} {key}')
         if len(set(xs)) > 1: found[method] = slope(xs, ys)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACE', 'OWN', 'RUNGS', 'WHOLE', 'ends', 'space', 'paper_setting', 'values', 'space_frame', 'Tuning', 'Files',
            'validation_loss', 'rungs', 'weight_sums', 'Ground', 'open_study', 'spent', 'next_trial', 'make_trial',
-           'tuning_result', 'stored', 'run_tuning', 'in_words', 'trial_line', 'cost_rows', 'cost_table', 'write_result',
-           'said_cost', 'cost_figure']
+           'tuning_result', 'stored', 'run_tuning', 'in_words', 'trial_line', 'compared', 'cost_rows', 'cost_table',
+           'write_result', 'said_cost', 'cost_figure']
 
 # %% ../nbs/08j_tuning.ipynb #abbe33ee
 import hashlib
@@ -40,11 +40,10 @@ from .checkpoints import hold, let_go, whole_file
 from .config import AdapterFields, ConfigError, PROTOCOL_VERSION, RunConfig, report_paths, run_id
 from .data import load_items, scored_splits, split_items
 from .evaluation import Tree, item_trees, score_trees, token_loss
-from .figures import _end_labels, _panels, styled
+from .figures import _end_labels, _panels, method_color, styled
 from .fused import fused
 from .prompts import encode_item
 from .records import device_name, provenance, write_json
-from .reporting import PALETTE
 from .study import OUTSIDE, command, run_config
 from .tables import Column, Table, markdown
 from .training import TrainingError, release_memory, train, train_within_memory
@@ -354,12 +353,18 @@ def trial_line(method: str, number: int, trials: int, state: TrialState, kept: d
     return f"{METHODS[method].title} {number}/{trials}  {in_words(kept['params'])}  {found}  {kept['seconds']:.0f} s"
 
 # %% ../nbs/08j_tuning.ipynb #32b48f68
+def compared(result: dict # of `tuning_result`
+             ):          # yields (method, its entry, as many of its trials as every method has), in the order of `METHODS`
+    "What may be compared"
+    equal = min(len(m['trials']) for m in result['methods'].values())
+    for name in sorted(result['methods'], key=list(METHODS).index): yield name, result['methods'][name], result['methods'][name]['trials'][:equal]
+
+
 def cost_rows(result: dict # of `tuning_result`
               ) -> list:   # of dicts, one a method
     "What tuning took, and what it gave"
-    rows, equal = [], min(len(m['trials']) for m in result['methods'].values())
-    for name, found in sorted(result['methods'].items(), key=lambda m: list(METHODS).index(m[0])):
-        trials = found['trials'][:equal]
+    rows = []
+    for name, found, trials in compared(result):
         whole, steps = [t for t in trials if t['state'] == 'complete'], sum(t['steps'] for t in trials)
         count = {s: sum(t['state'] == s for t in trials) for s in ('complete', 'pruned', 'diverged')}
         paper = trials[0]['loss'] if trials and trials[0]['state'] == 'complete' else None
@@ -396,9 +401,9 @@ def write_result(result: dict, where: Files) -> dict: # the same
 def said_cost(result: dict # of `tuning_result`
               ) -> list:   # sentences
     "What is between the methods at the paper's setting, and at each one's best"
-    first, *others = [row for row in cost_rows(result) if row['best'] is not None and row['paper'] is not None]
-    ends = lambda row, k: f"{row[k] - first[k]:+.3f} nats"
-    return [f"{row['method']} against {first['method']}: {ends(row, 'paper')} at the paper's setting, {ends(row, 'best')} at each one's best of {row['trials']} trials, which took {row['runs']:.1f} and {first['runs']:.1f} whole runs." for row in others]
+    rows = [row for row in cost_rows(result) if row['best'] is not None and row['paper'] is not None]
+    ends = lambda row, k: f"{row[k] - rows[0][k]:+.3f} nats"
+    return [f"{row['method']} against {rows[0]['method']}: {ends(row, 'paper')} at the paper's setting, {ends(row, 'best')} at each one's best of {row['trials']} trials, which took {row['runs']:.1f} and {rows[0]['runs']:.1f} whole runs." for row in rows[1:]]
 
 # %% ../nbs/08j_tuning.ipynb #ac2eb38b
 @styled
@@ -406,9 +411,9 @@ def cost_figure(result: dict # of `tuning_result`
                 ) -> Figure: # a line a method
     "The best loss so far against what was spent"
     fig, ((ax,),) = _panels(1, 1, 2.6)
-    equal, ends = min(len(m['trials']) for m in result['methods'].values()), []
-    for name, found in result['methods'].items():
-        trials, color = found['trials'][:equal], PALETTE[list(METHODS).index(name) % len(PALETTE)]
+    ends = []
+    for name, found, trials in compared(result):
+        color = method_color(name)
         spent = np.cumsum([t['steps'] for t in trials]) / found['run_steps']
         loss = np.array([t['loss'] if t['state'] == 'complete' else np.nan for t in trials])
         best = np.fmin.accumulate(loss)
